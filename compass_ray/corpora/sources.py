@@ -1,0 +1,398 @@
+"""From one entry of ``corpora`` in the config to files, and from files to rows.
+
+Reads JSON lines and Parquet on any pyarrow filesystem and datasets on the hub, in batches, so
+that memory does not grow with a file. Knows nothing of what the columns mean (``formats``,
+``records``) nor of the built-in corpus ``atlas``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qs, urlencode
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from compass_ray import languages, records
+from compass_ray.errors import UserError
+from compass_ray.formats import find_format, rename
+from compass_ray.records import Normalised, Role
+
+T = TypeVar("T")
+Record = dict[str, Any]
+
+# Extension → kind and compression.
+_EXTENSIONS: dict[str, tuple[str, str | None]] = {".parquet": ("parquet", None)}
+for _extension in (".jsonl", ".json", ".ndjson"):
+    _EXTENSIONS[_extension] = ("jsonl", None)
+    _EXTENSIONS[f"{_extension}.gz"] = ("jsonl", "gzip")
+    _EXTENSIONS[f"{_extension}.zst"] = ("jsonl", "zstd")
+
+_BATCH_ROWS = 4096
+_CHUNK_BYTES = 1 << 20
+# A line longer than this is a file that is no JSON lines, and would fill the memory.
+_MAX_LINE_BYTES = 64 << 20
+_URI = re.compile(r"(?P<root>[a-z][a-z0-9+.-]*://[^/?]*)(?P<path>[^?]*)(?P<query>\?.*)?")
+_PATTERN = re.compile(r"[*?[]")
+_HUB = re.compile(r"hf:(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
+
+
+class Source(Protocol):
+    """One entry of ``corpora.<role>`` in the config."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def language(self) -> str | None: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def subset(self) -> str | None: ...
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def rows(self) -> int | None: ...
+    @property
+    def weight(self) -> float: ...
+
+
+@dataclass(frozen=True, order=True)
+class FileRef:
+    """One file, or one split of a hub dataset, as ``read_batches`` takes it on any machine.
+
+    Attributes:
+        uri: Absolute path, or a URI; for the hub ``hf:owner/name?split=…&subset=…&revision=…``.
+        kind: ``jsonl``, ``parquet`` or ``hub``.
+        size: Bytes; 0 for the hub.
+        mtime_ns: Time of the last change; 0 where it is not known, as on the hub.
+    """
+
+    uri: str
+    kind: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def name(self) -> str:
+        """The uri as it may be shown and stored: without the credentials it may carry."""
+        return _shown(self.uri)
+
+
+def list_files(source: Source) -> list[FileRef]:
+    """The files an entry stands for, sorted by name.
+
+    ``path`` is a file, a folder (all files in it with a known extension, at any depth, except
+    those whose name begins with ``.`` or ``_``), a glob (``*``, ``?``, ``[…]``, and ``**`` for any
+    number of folders) or ``hf:owner/dataset`` with an optional ``@revision``.
+
+    Raises:
+        UserError: There is no such file, or none of a known kind.
+    """
+    if source.path == "atlas":
+        raise ValueError("atlas is made, not read; ask corpora.atlas for it")
+    if source.path.startswith("hf:") and not source.path.startswith("hf://"):
+        return [_hub_ref(source)]
+    if source.split or source.subset:
+        raise UserError(
+            f"{_shown(source.path)}: split and subset are of hub datasets (hf:owner/name); "
+            "choose files by their path"
+        )
+    place = _Place.of(source.path)
+    try:
+        found = list(place.files())
+    except OSError as error:
+        raise UserError(f"{_shown(source.path)}: cannot be listed ({_line(error)})") from error
+    refs = [
+        FileRef(place.uri(info.path), kind[0], info.size or 0, info.mtime_ns or 0)
+        for info in found
+        if (kind := _kind(info.path))
+    ]
+    if refs:
+        return sorted(refs)
+    extensions = ", ".join(_EXTENSIONS)
+    if found:
+        raise UserError(f"{_shown(source.path)}: no file of a known kind; expected {extensions}")
+    raise UserError(f"{_shown(source.path)}: no such file or folder, and no file matches it")
+
+
+def read_batches(ref: FileRef, batch_rows: int = _BATCH_ROWS) -> Iterator[tuple[int, list[Record]]]:
+    """Read a file in batches: the number of the first record, counted from 0, and the records.
+
+    Raises:
+        UserError: The file is not what its name says; names the file and, for JSON lines, the line.
+    """
+    first = 0
+    for batch in _READERS[ref.kind](ref, batch_rows):
+        yield first, batch
+        first += len(batch)
+
+
+def read_source(source: Source, role: Role) -> Iterator[Normalised]:
+    """Read all files of an entry as rows, up to ``rows`` records in all.
+
+    Raises:
+        UserError: As ``list_files``, ``read_batches`` and ``records.to_rows``.
+    """
+    left = source.rows
+    for ref in list_files(source):
+        for part in read_file(ref, source, role, rows=left):
+            yield part
+            if left is not None:
+                left -= part.rows.num_rows + part.rejected.num_rows
+        if left is not None and left <= 0:
+            return
+
+
+def read_file(
+    ref: FileRef, source: Source, role: Role, *, rows: int | None = None
+) -> Iterator[Normalised]:
+    """Read one file as rows: columns renamed, format found once, weight multiplied.
+
+    Args:
+        ref: The file.
+        source: The entry it belongs to.
+        role: What the rows are for.
+        rows: Most records to read; those that are rejected count.
+    """
+    format_ = source.format
+    language = source.language
+    batch_rows = _BATCH_ROWS if rows is None else min(_BATCH_ROWS, max(rows, 1))
+    for first, batch in read_batches(ref, batch_rows):
+        if rows is not None and first + len(batch) > rows:
+            batch = batch[: rows - first]
+        if not batch:
+            return
+        try:
+            if first == 0:
+                _check_renames(source, batch)
+            batch = rename(batch, source.columns)
+            if format_ == "auto":
+                format_ = records.detect_format(set[str]().union(*batch))
+            language = language or _language_of_subset(ref, source, format_)
+            part = records.to_rows(
+                batch,
+                format=format_,
+                role=role,
+                language=language,
+                source=ref.name,
+                first_row=first,
+            )
+        except UserError as error:
+            raise UserError(f"{ref.name}: {error}") from None
+        yield _weighted(part, source.weight)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A path on a filesystem, and how to write paths of that filesystem as URIs again."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    prefix: str
+    query: str
+
+    @classmethod
+    def of(cls, path: str) -> _Place:
+        match = _URI.fullmatch(path)
+        if match is None:
+            local = Path(path).expanduser()
+            absolute = (local if local.is_absolute() else Path.cwd() / local).as_posix()
+            return cls(pafs.LocalFileSystem(), absolute, "", "")
+        query = match["query"] or ""
+        try:
+            # The root alone, so that a key is never read as an escaped URI.
+            filesystem, root = pafs.FileSystem.from_uri(f"{match['root']}/{query}")
+        except (pa.ArrowException, OSError, ImportError) as error:
+            raise UserError(
+                f"{_shown(path)}: no storage that can be read ({_line(error)})"
+            ) from error
+        root = root.rstrip("/")
+        prefix = match["root"].removesuffix(root)
+        key = match["path"].strip("/")
+        return cls(filesystem, f"{root}/{key}" if key else root or "/", prefix, query)
+
+    def uri(self, path: str) -> str:
+        return f"{self.prefix}{path}{self.query}"
+
+    def files(self) -> Iterator[pafs.FileInfo]:
+        info = self.filesystem.get_file_info(self.path)
+        if info.type == pafs.FileType.File:
+            yield info
+        elif info.type == pafs.FileType.Directory:
+            yield from self._below(self.path, ["**"], hidden=(".", "_"))
+        else:
+            parts = self.path.split("/")
+            fixed = list(takewhile(lambda part: not _PATTERN.search(part), parts))
+            if len(fixed) < len(parts):
+                yield from self._below("/".join(fixed) or "/", parts[len(fixed) :], hidden=(".",))
+
+    def _below(
+        self, folder: str, patterns: list[str], hidden: tuple[str, ...]
+    ) -> Iterator[pafs.FileInfo]:
+        deep = len(patterns) > 1 or patterns == ["**"]
+        selector = pafs.FileSelector(folder, recursive=deep, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            parts = info.path.removeprefix(folder).strip("/").split("/")
+            if info.type != pafs.FileType.File or any(part.startswith(hidden) for part in parts):
+                continue
+            if _matches(parts, patterns):
+                yield info
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
+
+
+def _shown(uri: str) -> str:
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+def _kind(path: str) -> tuple[str, str | None] | None:
+    """Kind and compression of a file by its extension."""
+    name = path.lower()
+    return next((kind for end, kind in _EXTENSIONS.items() if name.endswith(end)), None)
+
+
+def _hub_ref(source: Source) -> FileRef:
+    match = _HUB.fullmatch(source.path)
+    if match is None:
+        raise UserError(f"{source.path}: expected hf:owner/dataset or hf:owner/dataset@revision")
+    chosen = [
+        ("revision", match["revision"]),
+        ("split", source.split or "train"),
+        ("subset", source.subset),
+    ]
+    query = urlencode([(key, value) for key, value in chosen if value])
+    return FileRef(f"hf:{match['dataset']}?{query}", "hub", 0, 0)
+
+
+def _read_jsonl(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
+    return _chunks(_objects(_lines(ref), ref.name), batch_rows)
+
+
+def _lines(ref: FileRef) -> Iterator[bytes]:
+    place = _Place.of(ref.uri)
+    _, compression = _kind(place.path) or (None, None)
+    number, rest = 0, b""
+    try:
+        with place.filesystem.open_input_stream(place.path, compression=compression) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                *lines, rest = (rest + chunk).split(b"\n")
+                number += len(lines)
+                if len(rest) > _MAX_LINE_BYTES:
+                    raise UserError(
+                        f"{ref.name}:{number + 1}: line longer than {_MAX_LINE_BYTES >> 20} MiB; "
+                        "expected one object a line"
+                    )
+                yield from lines
+    except OSError as error:
+        raise UserError(f"{ref.name}: cannot be read ({_line(error)})") from error
+    yield rest
+
+
+def _objects(lines: Iterable[bytes], name: str) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: not valid UTF-8 (byte {line[error.start]:#04x} at {error.start + 1})"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{where}: not valid JSON ({_line(error)}); expected one object a line"
+            ) from None
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: a {type(value).__name__}; expected one object a line")
+        yield value
+
+
+def _read_parquet(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
+    place = _Place.of(ref.uri)
+    try:
+        with (
+            place.filesystem.open_input_file(place.path) as file,
+            pq.ParquetFile(file) as parquet,
+        ):
+            for batch in parquet.iter_batches(batch_rows):
+                yield records.as_records(batch)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{ref.name}: not a readable Parquet file ({_line(error)})") from error
+
+
+def _read_hub(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
+    import datasets
+
+    dataset, _, query = ref.uri.removeprefix("hf:").partition("?")
+    chosen = {key: values[0] for key, values in parse_qs(query).items()}
+    try:
+        rows = datasets.load_dataset(
+            dataset,
+            chosen.get("subset"),
+            split=chosen["split"],
+            revision=chosen.get("revision"),
+            streaming=True,
+        )
+        yield from _chunks(rows, batch_rows)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{ref.name}: cannot be read from the hub ({_line(error)})") from error
+
+
+_READERS = {"jsonl": _read_jsonl, "parquet": _read_parquet, "hub": _read_hub}
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _check_renames(source: Source, batch: list[Record]) -> None:
+    seen = set[str]().union(*batch)
+    if missing := sorted(set(source.columns) - seen):
+        raise UserError(
+            f"columns renames {', '.join(missing)}; the columns are {', '.join(sorted(seen))}"
+        )
+
+
+def _language_of_subset(ref: FileRef, source: Source, format_: str) -> str | None:
+    """The benchmarks on the hub name the language by the subset only."""
+    if ref.kind != "hub" or not source.subset or not find_format(format_).multiple_choice:
+        return None
+    with suppress(UserError):
+        return languages.normalise(source.subset)
+    return None
+
+
+def _weighted(part: Normalised, weight: float) -> Normalised:
+    if weight == 1.0 or "weight" not in part.rows.column_names:
+        return part
+    i = part.rows.schema.get_field_index("weight")
+    weights = pc.multiply(part.rows.column(i), weight)
+    return Normalised(part.rows.set_column(i, part.rows.schema.field(i), weights), part.rejected)
+
+
+def _line(error: BaseException) -> str:
+    """First line of an error's message; Arrow repeats a URI there, credentials and all."""
+    return _shown(next(iter(str(error).strip().splitlines()), type(error).__name__))

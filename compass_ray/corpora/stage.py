@@ -1,0 +1,226 @@
+"""Read every corpus into parts of canonical rows, a file at a time, all files side by side.
+
+A part is what later stages schedule, cache and lose: ``corpora.rows_per_part`` rows in one
+parquet file. A source that has not changed is not read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Draft, Storage
+from compass_ray.config import ROLES, Config, Role, Source
+from compass_ray.corpora import atlas
+from compass_ray.corpora.sources import FileRef, list_files, read_file
+from compass_ray.errors import UserError
+from compass_ray.parallel import map_parts
+from compass_ray.progress import Progress
+from compass_ray.records import REJECTED_SCHEMA, Normalised, to_rows
+from compass_ray.resources import cluster
+
+log = logging.getLogger(__name__)
+
+STAGE = "records"
+VERSION = 1
+REJECTED = "rejected.parquet"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one role in one file; ``content`` is a hash of their ids in order."""
+
+    role: Role
+    path: str
+    rows: int
+    languages: dict[str, int]
+    content: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All parts, in the order of the configuration, whatever order they were read in."""
+
+    parts: tuple[Part, ...]
+    rejected: dict[Role, int]
+    reused: int
+    computed: int
+
+    def of(self, *roles: Role) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.role in roles)
+
+    def rows(self, *roles: Role) -> int:
+        return sum(part.rows for part in self.of(*roles))
+
+    def languages(self, *roles: Role) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for part in self.of(*roles):
+            counts.update(part.languages)
+        return counts
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One unit of reading: a file, or one language of atlas, or files under one row limit."""
+
+    role: Role
+    source: Source
+    files: tuple[FileRef, ...]
+    language: str | None
+    rows_per_part: int
+    storage: Storage
+
+    @property
+    def fingerprint(self) -> str:
+        return artifacts.fingerprint(
+            stage=STAGE,
+            version=VERSION,
+            role=self.role,
+            source=self.source.identity(),
+            files=[asdict(file) for file in self.files],
+            language=self.language,
+            atlas=atlas.VERSION if not self.files else None,
+            rows_per_part=self.rows_per_part,
+        )
+
+
+def read_corpora(config: Config, storage: Storage) -> Corpus:
+    """Read, or find in the cache, every source of the configuration.
+
+    Raises ``UserError`` for a source that cannot be read, and when more than
+    ``corpora.max_rejected`` of a role's rows fit no format.
+    """
+    readings = [
+        reading
+        for role, sources in config.corpora.sources().items()
+        for source in sources
+        for reading in _readings(config, storage, role, source)
+    ]
+    found = {r.fingerprint: artifacts.find(storage, STAGE, r.fingerprint) for r in readings}
+    missing = [r for r in readings if found[r.fingerprint] is None]
+    if missing:
+        progress = Progress("read", len(missing), "sources")
+        slots = max(1, int(cluster().cpus))
+        passes = map_parts(missing, _reader, actors=slots, cpus=1)
+        for done, artifact in enumerate(passes, start=1):
+            found[artifact.fingerprint] = artifact
+            progress.at(done)
+    committed = [(reading, cast(Artifact, found[reading.fingerprint])) for reading in readings]
+    _check_rejected(config, committed)
+    return Corpus(
+        parts=tuple(
+            Part(reading.role, artifact.path(part["file"]), **_without(part, "file"))
+            for reading, artifact in committed
+            for part in artifact.summary["parts"]
+        ),
+        rejected={
+            role: sum(a.summary["rejected"] for r, a in committed if r.role == role)
+            for role in ROLES
+        },
+        reused=len(readings) - len(missing),
+        computed=len(missing),
+    )
+
+
+def _readings(config: Config, storage: Storage, role: Role, source: Source) -> list[_Reading]:
+    size = config.corpora.rows_per_part
+    if source.path != "atlas":
+        files = list_files(source)
+        groups = [tuple(files)] if source.rows else [(file,) for file in files]
+        return [_Reading(role, source, group, None, size, storage) for group in groups]
+    everyone = atlas.LANGUAGES if role == "auxiliary" else config.languages
+    return [
+        _Reading(role, source, (), language, size, storage)
+        for language in source.languages or everyone
+    ]
+
+
+def _reader() -> Callable[[_Reading], Artifact]:
+    return _read
+
+
+def _read(reading: _Reading) -> Artifact:
+    draft = artifacts.begin(reading.storage, STAGE, reading.fingerprint)
+    parts: list[dict[str, Any]] = []
+    rejected: list[pa.Table] = []
+    total = 0
+    waiting: list[pa.Table] = []
+    for batch in _batches(reading):
+        total += batch.rows.num_rows + batch.rejected.num_rows
+        if batch.rejected.num_rows:
+            rejected.append(batch.rejected)
+        waiting.append(batch.rows)
+        while sum(table.num_rows for table in waiting) >= reading.rows_per_part:
+            rows = pa.concat_tables(waiting)
+            parts.append(_write(draft, len(parts), rows[: reading.rows_per_part]))
+            waiting = [rows[reading.rows_per_part :]]
+    if sum(table.num_rows for table in waiting):
+        parts.append(_write(draft, len(parts), pa.concat_tables(waiting)))
+    if rejected:
+        draft.write_table(REJECTED, pa.concat_tables(rejected))
+    return draft.commit(
+        {"parts": parts, "total": total, "rejected": sum(t.num_rows for t in rejected)}
+    )
+
+
+def _batches(reading: _Reading) -> Iterator[Normalised]:
+    source, role = reading.source, reading.role
+    if reading.language is None:
+        left = source.rows
+        for file in reading.files:
+            for batch in read_file(file, source, role, rows=left):
+                yield batch
+                if left is not None:
+                    left -= batch.rows.num_rows + batch.rejected.num_rows
+            if left is not None and left <= 0:
+                return
+    elif role == "evaluation":
+        items = atlas.items([reading.language], source.rows)
+        yield to_rows(items, format="global_mmlu", role=role, language=None, source="atlas")
+    else:
+        rows = atlas.rows(role, [reading.language], source.rows)
+        yield Normalised(rows, REJECTED_SCHEMA.empty_table())
+
+
+def _write(draft: Draft, number: int, rows: pa.Table) -> dict[str, Any]:
+    name = f"part-{number:05d}.parquet"
+    draft.write_table(name, rows)
+    languages = Counter(rows["language"].to_pylist())
+    digest = hashlib.blake2b("".join(rows["id"].to_pylist()).encode(), digest_size=16)
+    return {
+        "file": name,
+        "rows": rows.num_rows,
+        "languages": dict(sorted(languages.items())),
+        "content": digest.hexdigest(),
+    }
+
+
+def _check_rejected(config: Config, committed: list[tuple[_Reading, Artifact]]) -> None:
+    for role in ROLES:
+        mine = [artifact for reading, artifact in committed if reading.role == role]
+        rejected = sum(artifact.summary["rejected"] for artifact in mine)
+        total = sum(artifact.summary["total"] for artifact in mine)
+        if not rejected:
+            continue
+        worst = max(mine, key=lambda artifact: int(artifact.summary["rejected"]))
+        where = worst.storage.location(worst.path(REJECTED))
+        first = worst.read_table(REJECTED)[:1].to_pylist()[0]
+        told = (
+            f"corpora.{role}: {rejected:,} of {total:,} rows rejected, first "
+            f"{first['source']} row {first['row']}: {first['reason']}; all in {where}"
+        )
+        if rejected > config.corpora.max_rejected * total:
+            allowed = f"corpora.max_rejected allows {config.corpora.max_rejected:.1%}"
+            raise UserError(f"{told} ({allowed})")
+        log.warning(told)
+
+
+def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}

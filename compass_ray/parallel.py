@@ -1,0 +1,76 @@
+"""One pass of Ray Data over the parts of a corpus.
+
+A part is a few thousand rows in a file of its own. What travels through Ray Data is a part's
+description; the worker reads the rows, does its work and commits the result, so a job that dies
+loses at most the parts in flight and the driver never holds a corpus.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray import cloudpickle as pickle
+
+from compass_ray.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Guarded:
+    """Runs the work of one part; the user's mistakes come back as values, not as tracebacks."""
+
+    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+        self._work = build()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        outcome: Any
+        try:
+            outcome = self._work(pickle.loads(row["item"]))
+        except UserError as error:
+            outcome = error
+        return {"outcome": pickle.dumps(outcome)}
+
+
+def map_parts(
+    items: Sequence[Item],
+    build: Callable[[], Callable[[Item], Result]],
+    *,
+    actors: int,
+    cpus: float,
+    gpus: float = 0,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Result]:
+    """Yield the result of every item as it finishes, in no particular order.
+
+    ``build`` runs once in each of at most ``actors`` processes and returns the function applied
+    to each item there; ``environment`` is set before anything is imported there. Raises the first
+    ``UserError`` that a worker raised.
+    """
+    if not items:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    size = min(actors, len(items))
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Guarded,
+        fn_constructor_args=(build,),
+        # It may shrink to one: a node that leaves takes its actors along and the rest go on.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=cpus,
+        num_gpus=gpus,
+        runtime_env={"env_vars": environment or {}},
+    )
+    for row in dataset.iter_rows():
+        outcome = pickle.loads(row["outcome"])
+        if isinstance(outcome, UserError):
+            raise outcome
+        yield outcome

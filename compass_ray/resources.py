@@ -1,0 +1,120 @@
+"""What the cluster has, and how many of what fit at once.
+
+The arithmetic is pure; only ``cluster`` asks Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compass_ray.config import Config, Embedding
+from compass_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Node:
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The live nodes; a worker must fit on one of them whole."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+    def slots(self, cpus: float, gpus: float) -> int:
+        """How many processes of this size fit at once."""
+        return sum(
+            int(min(n.cpus // cpus if cpus else 1e9, n.gpus // gpus if gpus else 1e9))
+            for n in self.nodes
+        )
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """What one process of a stage reserves."""
+
+    cpus: float
+    gpus: float
+
+
+def connect() -> None:
+    """Join the Ray cluster of ``RAY_ADDRESS``, or start Ray on this machine; once a process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # A driver that drowns in its workers' output hides what matters; Ray keeps their logs.
+    verbose = log.isEnabledFor(logging.DEBUG)
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        # Placement groups of Train are cleaned up through the dashboard's state API.
+        ray.init(address="local", include_dashboard=True, **options)
+
+
+def cluster() -> Cluster:
+    """The nodes Ray has now."""
+    import ray
+
+    connect()
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive))
+
+
+def worker_shape(config: Config, on: Cluster) -> WorkerShape:
+    """A training or evaluation worker: its threads, and a GPU where the cluster has any."""
+    gpus = config.resources.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if on.gpus else 0.0
+    return WorkerShape(float(config.resources.threads_per_worker), gpus)
+
+
+def parallel_languages(config: Config, on: Cluster) -> int:
+    """How many languages train side by side.
+
+    Raises ``UserError`` when not even one language's workers fit at once, which would otherwise
+    wait for ever.
+    """
+    shape = worker_shape(config, on)
+    workers = config.training.workers_per_language
+    slots = on.slots(shape.cpus, shape.gpus)
+    if slots < workers:
+        raise UserError(
+            f"training.workers_per_language: {workers} workers of {shape.cpus:g} CPU and "
+            f"{shape.gpus:g} GPU asked, the cluster ({on.cpus:g} CPU, {on.gpus:g} GPU) fits {slots}"
+        )
+    limit = config.resources.max_parallel_languages
+    fitting = slots // workers
+    wanted = len(config.languages) if limit == "auto" else limit
+    return max(1, min(fitting, wanted, len(config.languages)))
+
+
+def encoder_actors(config: Embedding, on: Cluster, device: Literal["cpu", "cuda"]) -> int:
+    """One encoder a GPU, or one for every ``embedding.threads`` CPUs."""
+    fitting = on.slots(config.threads, 0) if device == "cpu" else int(on.gpus)
+    if fitting < 1:
+        raise UserError(
+            f"embedding.threads: {config.threads} CPUs asked for one encoder, "
+            f"no node of the cluster ({on.cpus:g} CPU) has them"
+        )
+    return fitting if config.actors == "auto" else min(config.actors, fitting)

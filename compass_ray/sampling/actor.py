@@ -1,0 +1,145 @@
+"""The gap sampler as a Ray actor: it holds the pool once and answers for every language.
+
+Named after the clustering it serves, so that all callers of one clustering share one actor. It
+keeps nothing that the cache does not hold: killed, it restarts, loads again and answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from compass_ray.clustering.stage import Clustered
+from compass_ray.config import Sampling
+from compass_ray.resources import connect
+from compass_ray.sampling.distribution import histogram
+from compass_ray.sampling.strategies import Pool, Selection, Target, select
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """A selection, with the place of each picked row: number of the part, row within it."""
+
+    selection: Selection
+    parts_B: NDArray[np.int32]
+    offsets_B: NDArray[np.int64]
+    clusters_B: NDArray[np.int32]
+
+
+class GapSampler:
+    """Answers ``subset`` for any language and settings on one clustering."""
+
+    def __init__(self, clustered: Clustered) -> None:
+        self._clustered = clustered
+        self._space = clustered.read_space()
+        centroids = clustered.read_clusters().centroids
+        lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
+        self._centroids = (centroids / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        self._pool, self._parts, self._offsets = self._load_pool()
+        self._targets: dict[str, Target] = {}
+
+    def subset(self, language: str, settings: Sampling, seed: int) -> Located:
+        """What ``settings.strategy`` adds to the language's own rows, and where it is stored."""
+        if language not in self._targets:
+            self._targets[language] = self._load_target(language)
+        selection = select(self._pool, self._targets[language], settings, seed)
+        rows = selection.rows_B
+        return Located(
+            selection, self._parts[rows], self._offsets[rows], self._pool.clusters_N[rows]
+        )
+
+    def _load_pool(self) -> tuple[Pool, NDArray[np.int32], NDArray[np.int64]]:
+        vectors, clusters, names, parts, offsets = [], [], [], [], []
+        seen: set[str] = set()
+        for number, part in enumerate(self._clustered.parts):
+            if part.part.role != "auxiliary":
+                continue
+            table = self._rows(number)
+            # The same row in two sources is one row; the first source that has it keeps it.
+            fresh = _unseen(table["id"].to_pylist(), seen)
+            languages = np.array(table["language"].to_pylist())[fresh]
+            vectors.append(
+                self._space.transform(part.read_vectors()[fresh], languages).astype(np.float16)
+            )
+            clusters.append(table["cluster"].to_numpy()[fresh])
+            names.append(languages)
+            parts.append(np.full(len(fresh), number, np.int32))
+            offsets.append(np.array(fresh, np.int64))
+        known, codes = np.unique(np.concatenate(names), return_inverse=True)
+        pool = Pool(
+            vectors_ND=np.concatenate(vectors),
+            clusters_N=np.concatenate(clusters),
+            languages_N=codes.astype(np.int16),
+            languages=tuple(map(str, known)),
+            centroids_KD=self._centroids,
+        )
+        return pool, np.concatenate(parts), np.concatenate(offsets)
+
+    def _load_target(self, language: str) -> Target:
+        k, dimension = self._centroids.shape
+        usage, own = np.zeros(k), np.zeros(k)
+        sums = np.zeros((k, dimension))
+        own_ids: set[str] = set()
+        for number, part in enumerate(self._clustered.parts):
+            if part.part.role == "auxiliary" or language not in part.part.languages:
+                continue
+            table = self._rows(number)
+            mine = np.flatnonzero(np.array(table["language"].to_pylist()) == language)
+            clusters = table["cluster"].to_numpy()[mine]
+            if part.part.role == "train":
+                fresh = _unseen(table["id"].take(mine).to_pylist(), own_ids)
+                own += histogram(clusters[fresh], k)
+                continue
+            weights = table["weight"].to_numpy()[mine]
+            usage += histogram(clusters, k, weights)
+            vectors = self._space.transform(part.read_vectors()[mine], [language] * len(mine))
+            np.add.at(sums, clusters, vectors * weights[:, None])
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        return Target(
+            language=language,
+            usage_K=usage,
+            own_K=own.astype(np.int64),
+            prototypes_KD=(sums / np.where(lengths > 0, lengths, 1)).astype(np.float32),
+        )
+
+    def _rows(self, number: int) -> pa.Table:
+        part = self._clustered.parts[number].part
+        table = self._clustered.artifact.storage.read_table(
+            part.path, columns=["id", "language", "weight"]
+        )
+        return table.append_column("cluster", self._clustered.read_assignment(number)["cluster"])
+
+
+def _unseen(ids: Sequence[str], seen: set[str]) -> list[int]:
+    """Positions of ids not in ``seen``; they are added to it."""
+    fresh = []
+    for position, row_id in enumerate(ids):
+        if row_id not in seen:
+            seen.add(row_id)
+            fresh.append(position)
+    return fresh
+
+
+def gap_sampler(clustered: Clustered) -> Any:
+    """The actor of this clustering, started if it is not there yet."""
+    connect()
+    return (
+        ray.remote(GapSampler)
+        .options(
+            name=f"gap-sampler-{clustered.artifact.fingerprint}",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )
+        .remote(clustered)
+    )

@@ -1,0 +1,56 @@
+"""Which rows of a cluster: Gumbel-top-k on similarity, near duplicates refused. Pure.
+
+Shapes: N candidate rows, D dimensions. All vectors have length 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 256
+
+
+def gumbel_order(
+    scores_N: NDArray[np.float32], temperature: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Rows in the order of a draw without replacement, ``P(next) ∝ exp(score / temperature)``.
+
+    Adding Gumbel noise and sorting is that draw (Kool et al., 2019). The first n of the order are
+    a sample of n, so asking for more rows only ever adds rows.
+    """
+    keys_N = scores_N.astype(np.float64) / temperature + rng.gumbel(size=len(scores_N))
+    return np.argsort(-keys_N, kind="stable")
+
+
+def first_distinct(
+    vectors_ND: NDArray[np.float16], count: int, max_similarity: float
+) -> tuple[NDArray[np.int64], int]:
+    """Indices of the first ``count`` rows of which no two are nearer than ``max_similarity``.
+
+    A row is refused when its cosine to one accepted before it is higher. Returns the accepted
+    indices in order (fewer than ``count`` when rows run out) and how many were refused.
+    """
+    if max_similarity >= 1:
+        return np.arange(min(count, len(vectors_ND))), 0
+    accepted: list[int] = []
+    kept_MD = np.empty((count, vectors_ND.shape[1]), dtype=np.float32)
+    refused = 0
+    for start in range(0, len(vectors_ND), _BLOCK):
+        if len(accepted) == count:
+            break
+        block_BD = vectors_ND[start : start + _BLOCK].astype(np.float32)
+        known = len(accepted)
+        near = (block_BD @ kept_MD[:known].T > max_similarity).any(axis=1)
+        within_BB: NDArray[np.bool_] = np.asarray(block_BD @ block_BD.T > max_similarity)
+        fresh: list[int] = []
+        for row in range(len(block_BD)):
+            if len(accepted) == count:
+                break
+            if near[row] or within_BB[row, fresh].any():
+                refused += 1
+                continue
+            kept_MD[len(accepted)] = block_BD[row]
+            accepted.append(start + row)
+            fresh.append(row)
+    return np.array(accepted, dtype=np.int64), refused

@@ -1,0 +1,166 @@
+"""One subset per target language: own rows and picked rows, with where each came from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Storage
+from compass_ray.clustering.stage import Clustered
+from compass_ray.config import Config
+from compass_ray.records import SCHEMA
+from compass_ray.sampling.actor import Located, gap_sampler
+
+log = logging.getLogger(__name__)
+
+STAGE = "sample"
+VERSION = 1
+SUBSET = "subset.parquet"
+GAPS = "gaps.parquet"
+
+SUBSET_SCHEMA = pa.schema(
+    [
+        *SCHEMA,
+        pa.field("cluster", pa.int32(), nullable=False),
+        pa.field("gap", pa.float64()),
+        pa.field("score", pa.float32()),
+        pa.field("strategy", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    subsets: Mapping[str, Artifact]
+    reused: frozenset[str]
+
+
+def subset_fingerprint(config: Config, clustered: Clustered, language: str) -> str:
+    return artifacts.fingerprint(
+        stage=STAGE,
+        version=VERSION,
+        language=language,
+        sampling=config.sampling.identity(),
+        seed=config.run.seed,
+        clusters=clustered.artifact.fingerprint,
+    )
+
+
+def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
+    """Build, or find in the cache, the subset of every target language."""
+    keys = {
+        language: subset_fingerprint(config, clustered, language) for language in config.languages
+    }
+    found = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
+    reused = frozenset(language for language, artifact in found.items() if artifact)
+    missing = [language for language in config.languages if language not in reused]
+    if missing:
+        sampler = gap_sampler(clustered)
+        written = {}
+        for language in missing:
+            picked = sampler.subset.remote(language, config.sampling, config.run.seed)
+            written[language] = _write.remote(config, clustered, language, keys[language], picked)
+        for language, reference in written.items():
+            artifact = found[language] = ray.get(reference)
+            told = artifact.summary
+            log.info(
+                "sample %s: %d own rows + %d picked, divergence %.3f -> %.3f",
+                language,
+                told["own"],
+                told["picked"],
+                told["js_before"],
+                told["js_after"],
+            )
+    return Sampled({lang: found[lang] for lang in config.languages}, reused)  # type: ignore[misc]
+
+
+@ray.remote(num_cpus=1)
+def _write(
+    config: Config, clustered: Clustered, language: str, fingerprint: str, located: Located
+) -> Artifact:
+    draft = artifacts.begin(clustered.artifact.storage, STAGE, fingerprint)
+    own = _own_rows(clustered, language)
+    picked = _picked_rows(clustered, located, config.sampling.strategy)
+    subset = pa.concat_tables([own, picked])
+    gaps = located.selection.gaps
+    draft.write_table(SUBSET, subset)
+    draft.write_table(
+        GAPS,
+        pa.table(
+            {
+                "cluster": np.arange(len(gaps.target), dtype=np.int32),
+                "target": gaps.target,
+                "have": gaps.have.astype(np.int64),
+                "added": gaps.added,
+                "before": gaps.before,
+                "after": gaps.after,
+            }
+        ),
+    )
+    return draft.commit(
+        {
+            "language": language,
+            "strategy": config.sampling.strategy,
+            "rows": subset.num_rows,
+            "own": own.num_rows,
+            "picked": picked.num_rows,
+            "budget": config.sampling.budget,
+            "js_before": gaps.js_before,
+            "js_after": gaps.js_after,
+            "refused_duplicates": located.selection.refused,
+            "unspent": located.selection.unspent,
+        }
+    )
+
+
+def _own_rows(clustered: Clustered, language: str) -> pa.Table:
+    tables = []
+    for number, part in enumerate(clustered.parts):
+        if part.part.role != "train" or language not in part.part.languages:
+            continue
+        table = clustered.artifact.storage.read_table(part.part.path).append_column(
+            "cluster", clustered.read_assignment(number)["cluster"]
+        )
+        tables.append(table.filter(pa.compute.equal(table["language"], language)))
+    if not tables:
+        return SUBSET_SCHEMA.empty_table()
+    rows = pa.concat_tables(tables)
+    _, first = np.unique(rows["id"].to_numpy(zero_copy_only=False), return_index=True)
+    return _as_subset(rows.take(np.sort(first)), gap=None, score=None, strategy="own")
+
+
+def _picked_rows(clustered: Clustered, located: Located, strategy: str) -> pa.Table:
+    """Rows of the selection, read part by part and put back into the order they were picked in."""
+    if not len(located.parts_B):
+        return SUBSET_SCHEMA.empty_table()
+    tables, positions = [], []
+    for number in np.unique(located.parts_B):
+        mine = np.flatnonzero(located.parts_B == number)
+        table = clustered.artifact.storage.read_table(clustered.parts[number].part.path)
+        tables.append(table.take(located.offsets_B[mine]))
+        positions.append(mine)
+    order = np.argsort(np.concatenate(positions))
+    rows = pa.concat_tables(tables).take(order)
+    rows = rows.append_column("cluster", pa.array(located.clusters_B))
+    selection = located.selection
+    gap = selection.gaps.gap[located.clusters_B]
+    return _as_subset(rows, gap=gap, score=selection.scores_B, strategy=strategy)
+
+
+def _as_subset(rows: pa.Table, *, gap: Any, score: Any, strategy: str) -> pa.Table:
+    count = rows.num_rows
+    columns = {
+        "gap": pa.nulls(count, pa.float64()) if gap is None else pa.array(gap),
+        "score": pa.nulls(count, pa.float32()) if score is None else pa.array(score),
+        "strategy": pa.array([strategy] * count, pa.string()),
+    }
+    for name, values in columns.items():
+        rows = rows.append_column(name, values)
+    return rows.select(SUBSET_SCHEMA.names).cast(SUBSET_SCHEMA)

@@ -1,0 +1,1 @@
+"""One light adapter per language: data, adapters, loop, and their launch on Ray Train."""

@@ -1,0 +1,247 @@
+"""Adapters on Ray Train: one ``TorchTrainer`` per language, as many side by side as fit.
+
+A language that fails is reported with its cause and does not take the others down. Everything
+that trains lives in ``loop``; here is only where it runs and what survives a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Storage
+from compass_ray.config import Config, Training
+from compass_ray.progress import Progress
+from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
+from compass_ray.sampling.stage import SUBSET
+
+log = logging.getLogger(__name__)
+
+STAGE = "train"
+VERSION = 1
+ADAPTER = "adapter"
+LOSS_FILE = "loss.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one language's training needs, small enough to send anywhere."""
+
+    language: str
+    fingerprint: str
+    subset: Artifact
+    training: Training
+    seed: int
+    workers: int
+    shape: WorkerShape
+
+
+@dataclass
+class Outcome:
+    """Adapters by language, which of them were there before, and the cause of each failure."""
+
+    adapters: dict[str, Artifact] = field(default_factory=dict)
+    reused: set[str] = field(default_factory=set)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def adapter_fingerprint(config: Config, language: str, subset: Artifact) -> str:
+    return artifacts.fingerprint(
+        stage=STAGE,
+        version=VERSION,
+        language=language,
+        training=config.training.identity(),
+        seed=config.run.seed,
+        subset=subset.fingerprint,
+    )
+
+
+def train_languages(config: Config, storage: Storage, subsets: Mapping[str, Artifact]) -> Outcome:
+    """Train, or find in the cache, the adapter of every language in ``subsets``."""
+    outcome = Outcome()
+    waiting: list[Job] = []
+    for language, subset in subsets.items():
+        fingerprint = adapter_fingerprint(config, language, subset)
+        done = artifacts.find(storage, STAGE, fingerprint)
+        if done:
+            outcome.adapters[language] = done
+            outcome.reused.add(language)
+            continue
+        waiting.append(
+            Job(
+                language=language,
+                fingerprint=fingerprint,
+                subset=subset,
+                training=config.training,
+                seed=config.run.seed,
+                workers=config.training.workers_per_language,
+                shape=worker_shape(config, cluster()),
+            )
+        )
+    if waiting:
+        _run_side_by_side(waiting, parallel_languages(config, cluster()), outcome)
+    return outcome
+
+
+def _run_side_by_side(waiting: list[Job], parallel: int, outcome: Outcome) -> None:
+    log.info("train: %d languages, %d side by side", len(waiting), parallel)
+    # Longest first, so that no long one is left to run alone at the end.
+    waiting.sort(key=lambda job: -job.subset.summary["rows"])
+    board = ray.remote(Board).options(num_cpus=0).remote()
+    progress: dict[str, Progress] = {}
+    running: dict[ray.ObjectRef[Artifact], Job] = {}
+    while waiting or running:
+        while waiting and len(running) < parallel:
+            job = waiting.pop(0)
+            running[_fit.remote(job, board)] = job
+            log.info(
+                "train %s: %d rows, starting workers", job.language, job.subset.summary["rows"]
+            )
+        done, _ = ray.wait(list(running), timeout=2)
+        for language, (step, total) in ray.get(board.steps.remote()).items():
+            bar = progress.setdefault(language, Progress(f"train {language}", total, "steps"))
+            bar.at(step["step"], f"loss {step['loss']:.3f}")
+        for ref in done:
+            job = running.pop(ref)
+            try:
+                outcome.adapters[job.language] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                cause = ray.get(board.cause.remote(job.language)) or _root_cause(error)
+                outcome.failures[job.language] = cause
+                log.error("train %s failed: %s", job.language, cause)
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+class Board:
+    """Where workers leave word for the driver: the newest step, and why a language gave up."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[dict[str, Any], int]] = {}
+        self._causes: dict[str, str] = {}
+
+    def on_step(self, language: str, step: dict[str, Any], total: int) -> None:
+        self._steps[language] = (step, total)
+
+    def on_failure(self, language: str, cause: str) -> None:
+        self._causes[language] = cause
+
+    def steps(self) -> dict[str, tuple[dict[str, Any], int]]:
+        return self._steps
+
+    def cause(self, language: str) -> str | None:
+        return self._causes.get(language)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit(job: Job, board: Any) -> Artifact:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    storage = job.subset.storage
+    # Train V2 resumes by (storage_path, name): both are a function of the job's fingerprint.
+    runs = f"{artifacts.entry_path(STAGE, job.fingerprint)}/runs"
+    on_gpu = job.shape.gpus > 0
+    threads = str(max(1, int(job.shape.cpus)))
+    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if not on_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "board": board},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers,
+            use_gpu=on_gpu,
+            resources_per_worker=_reservation(job.shape),
+        ),
+        run_config=RunConfig(
+            name="adapter",
+            storage_path=storage.location(runs),
+            failure_config=FailureConfig(max_failures=job.training.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RuntimeError("training ended without a checkpoint")
+    with result.checkpoint.as_directory() as folder:
+        artifact = _commit(job, Path(folder))
+    storage.delete_dir(runs)
+    return artifact
+
+
+def _reservation(shape: WorkerShape) -> dict[str, float]:
+    wanted = {"CPU": shape.cpus, "GPU": shape.gpus}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def _commit(job: Job, checkpoint: Path) -> Artifact:
+    from compass_ray.training.loop import ADAPTER_FOLDER, PROGRESS_FILE
+
+    progress = json.loads(Path(checkpoint, PROGRESS_FILE).read_text())
+    if progress["summary"] is None:
+        raise RuntimeError("training stopped before its last step")
+    draft = artifacts.begin(job.subset.storage, STAGE, job.fingerprint)
+    for file in sorted(Path(checkpoint, ADAPTER_FOLDER).iterdir()):
+        draft.write_bytes(f"{ADAPTER}/{file.name}", file.read_bytes())
+    draft.write_table(LOSS_FILE, pa.Table.from_pylist(progress["history"]))
+    return draft.commit({**progress["summary"], "language": job.language})
+
+
+class _RayReporter:
+    def __init__(self, language: str, board: Any) -> None:
+        self._language = language
+        self._board = board
+
+    def resume_from(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        return Path(checkpoint.to_directory(tempfile.mkdtemp()))
+
+    def on_step(self, step: Any, total: int) -> None:
+        self._board.on_step.remote(self._language, asdict(step), total)
+
+    def save(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _worker(loop_config: dict[str, Any]) -> None:
+    import deepspeed
+    import torch
+
+    from compass_ray.training.loop import TrainingError, train
+
+    job, board = loop_config["job"], loop_config["board"]
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # A shared-memory all-reduce for CPUs that DeepSpeed compiles on first use: 40 s and a C++
+    # compiler, to speed up gradients of a few megabytes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if job.shape.gpus else "gloo")
+    rows = job.subset.read_table(SUBSET, columns=["prompt", "response"])
+    try:
+        train(
+            job.training,
+            rows["prompt"].to_pylist(),
+            rows["response"].to_pylist(),
+            job.seed,
+            _RayReporter(job.language, board),
+        )
+    except TrainingError as error:
+        # Returning instead of raising keeps Ray Train from retrying what would fail again.
+        ray.get(board.on_failure.remote(job.language, str(error)))

@@ -1,0 +1,465 @@
+"""The report of a run that the test made up: what it shows, and what it must never do."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter, defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from compass_ray.artifacts import Storage
+from compass_ray.errors import UserError
+from compass_ray.records import SCHEMA
+from compass_ray.report import build_report, write_report
+from compass_ray.report.page import STAGES
+
+RUN = "demo"
+CLUSTERS = 40
+PICKED, OWN = 300, 1200
+SUBJECTS = ("months", "currencies", "territories", "--><script>alert(2)</script>", "አሃዞች")
+SCRIPT = "Say <script>alert('1')</script> & <b>bold</b>"
+PROMPTS = {
+    "am": "የኢትዮጵያ ዋና ከተማ ማን ናት? አዲስ አበባ ወይስ ሌላ?",
+    "ar": "ما هي عاصمة مصر؟ أجب بكلمة واحدة (مثلًا: القاهرة).",
+    "es": SCRIPT,
+    "fr": "Quelle est la capitale du Pérou ? " + "Réponds en détail. " * 40,
+    "ja": "日本の首都はどこですか。" * 40,
+}
+SAMPLED = {
+    "am": {"own": OWN, "picked": PICKED, "budget": 300, "js_before": 0.4517, "js_after": 0.1204},
+    "de": {"own": OWN, "picked": PICKED, "budget": 2000, "js_before": 0.2096, "js_after": 0.0311},
+}
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    root = Storage.open(str(tmp_path_factory.mktemp("run")))
+    write_run(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(storage: Storage) -> str:
+    return build_report(storage, RUN)
+
+
+def write_run(storage: Storage, languages: tuple[str, ...] = ("am", "de")) -> None:
+    rng = np.random.default_rng(7)
+    storage.write_json(f"runs/{RUN}/manifest.json", manifest(languages))
+    scores = []
+    for language in languages:
+        gaps = gap_table(rng)
+        items = item_table(rng)
+        storage.write_table(f"runs/{RUN}/gaps/{language}.parquet", gaps)
+        storage.write_table(f"runs/{RUN}/subsets/{language}.parquet", subset(rng, language, gaps))
+        storage.write_table(f"runs/{RUN}/losses/{language}.parquet", loss_table(rng))
+        storage.write_table(f"runs/{RUN}/items/{language}.parquet", items)
+        scores.append(score(language, items))
+    storage.write_table(f"runs/{RUN}/scores.parquet", pa.Table.from_pylist(scores))
+
+
+def manifest(languages: tuple[str, ...] = ("am", "de")) -> dict[str, Any]:
+    trained = {"fingerprint": "t", "reused": False, "steps": 240, "tokens": 123456, "truncated": 3}
+    done = {"fingerprint": "s", "reused": True, "refused_duplicates": 17, "unspent": 0}
+    sampled = {language: done | SAMPLED.get(language, SAMPLED["de"]) for language in languages}
+    diagnostics = {
+        "language_leakage": 0.0314,
+        "language_leakage_raw": 0.6742,
+        "silhouette": 0.0518,
+        "silhouette_raw": 0.1234,
+        "subject_nmi": None,
+        "sample_rows": 5000,
+    }
+    return {
+        "name": RUN,
+        "seed": 0,
+        "config": {
+            "languages": list(languages),
+            "sampling": {"strategy": "compass", "budget": 2000},
+            "training": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct"},
+            "corpora": {"train": [{"path": "https://example.org/<data>.jsonl"}]},
+        },
+        "versions": {"compass_ray": "0.1.0", "python": "3.11.2", "torch": "2.13.0"},
+        "cluster": {"nodes": 1, "cpus": 2.0, "gpus": 0.0},
+        "started": "2026-07-14T09:12:33+00:00",
+        "finished": None,
+        "seconds": 3725.4,
+        "stages": {
+            "records": {
+                "reused": 18,
+                "computed": 2,
+                "seconds": 4.2,
+                "rows": {"auxiliary": 54321, "train": 2400, "usage": 900, "evaluation": 240},
+                "rejected": {"auxiliary": 12},
+            },
+            "embed": {
+                "reused_rows": 50000,
+                "computed_rows": 7621,
+                "seconds": 612.0,
+                "dimension": 384,
+            },
+            "cluster": {
+                "fingerprint": "c",
+                "reused": False,
+                "seconds": 6.1,
+                "k": CLUSTERS,
+                "backend": "faiss",
+                "diagnostics": diagnostics,
+            },
+            "sample": {"seconds": 2.0, "languages": sampled},
+            "train": {
+                "seconds": 2400.0,
+                "languages": {code: trained | {"seconds": 1100.5} for code in languages},
+                "failures": {"sw": "OutOfMemoryError: <worker> 3 was killed"},
+            },
+            "evaluate": {"seconds": 330.0, "items_reused": 120, "items_computed": 360},
+        },
+    }
+
+
+def gap_table(rng: np.random.Generator) -> pa.Table:
+    target = rng.dirichlet(np.full(CLUSTERS, 0.8))
+    have = rng.multinomial(OWN, rng.dirichlet(np.full(CLUSTERS, 0.5)))
+    short = np.maximum(target - have / OWN, 0)
+    added = rng.multinomial(PICKED, short / short.sum())
+    return pa.table(
+        {
+            "cluster": pa.array(np.arange(CLUSTERS), pa.int32()),
+            "target": target,
+            "have": have,
+            "added": added,
+            "before": have / OWN,
+            "after": (have + added) / (OWN + PICKED),
+        }
+    )
+
+
+def subset(rng: np.random.Generator, language: str, gaps: pa.Table) -> pa.Table:
+    gap = gaps["target"].to_numpy() - gaps["before"].to_numpy()
+    rows = []
+    for column, strategy in (("have", "own"), ("added", "compass")):
+        for cluster in np.repeat(np.arange(CLUSTERS), gaps[column].to_numpy()):
+            own = strategy == "own"
+            source = language if own else str(rng.choice(list(PROMPTS)))
+            row = {
+                "id": f"{len(rows):032x}",
+                "language": source,
+                "prompt": "eigene Frage" if own else f"{PROMPTS[source]} [{len(rows)}]",
+                "response": "Antwort" if own else PROMPTS[source],
+                "subject": SUBJECTS[cluster % len(SUBJECTS)],
+                "source": "made up",
+                "weight": 1.0,
+                "timestamp": None,
+                "cluster": int(cluster),
+                "gap": None if own else float(gap[cluster]),
+                "score": None if own else float(rng.uniform(0.5, 1)),
+                "strategy": strategy,
+            }
+            rows.append(row)
+    extra = [("cluster", pa.int32()), ("gap", pa.float64())]
+    extra += [("score", pa.float32()), ("strategy", pa.string())]
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema([*SCHEMA, *map(pa.field, *zip(*extra, strict=True))])
+    )
+
+
+def loss_table(rng: np.random.Generator, steps: int = 700) -> pa.Table:
+    step = np.arange(1, steps + 1)
+    loss = 1.1 + 1.6 * np.exp(-step / 90) + rng.normal(0, 0.12, steps)
+    same = {name: np.full(steps, 1.0) for name in ("learning_rate", "tokens", "targets", "seconds")}
+    return pa.table({"step": step, "loss": loss, **same})
+
+
+def item_table(rng: np.random.Generator, count: int = 120) -> pa.Table:
+    base, adapter = rng.random(count) < 0.41, rng.random(count) < 0.6
+    return pa.table(
+        {
+            "task": ["global_mmlu"] * count,
+            "id": [f"{i}" for i in range(count)],
+            "subject": [SUBJECTS[i * i % len(SUBJECTS)] for i in range(count)],
+            "question": ["?"] * count,
+            "options": [["a", "b", "c", "d"]] * count,
+            "answer": pa.array([0] * count, pa.int32()),
+            "base_choice": pa.array([0] * count, pa.int32()),
+            "adapter_choice": pa.array([0] * count, pa.int32()),
+            "base_correct": base,
+            "adapter_correct": adapter,
+        }
+    )
+
+
+def score(language: str, items: pa.Table) -> dict[str, Any]:
+    base = pc.mean(items["base_correct"].cast(pa.float64())).as_py()
+    adapter = pc.mean(items["adapter_correct"].cast(pa.float64())).as_py()
+    spread = {
+        f"{who}{end}": value + shift
+        for who, value in (("base", base), ("adapter", adapter), ("gain", adapter - base))
+        for end, shift in (("", 0.0), ("_low", -0.083), ("_high", 0.083))
+    }
+    return {
+        "language": language,
+        "task": "global_mmlu",
+        "n": items.num_rows,
+        **spread,
+        "p_value": 0.0004,
+        "cohens_d": 0.321,
+        "unparsed": 0.0125,
+    }
+
+
+class _Tables(HTMLParser):
+    """Text of every cell, by table id; and every tag with its attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = defaultdict(list)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._table: str | None = None
+        self._cell = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._table = dict(attrs).get("id") or ""
+        elif tag == "tr" and self._table is not None:
+            self.tables[self._table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._table or ""][-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.tables[self._table or ""][-1][-1] += data
+
+
+def parsed(page: str) -> _Tables:
+    parser = _Tables()
+    parser.feed(page)
+    return parser
+
+
+def body(page: str, table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row] for row in parsed(page).tables[table][1:]]
+
+
+def shown(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def read(storage: Storage, name: str) -> pa.Table:
+    return storage.read_table(f"runs/{RUN}/{name}.parquet")
+
+
+def test_the_headline_shows_the_numbers_of_scores_gaps_and_subsets(
+    storage: Storage, page: str
+) -> None:
+    rows = body(page, "headline")
+    for row, score_row in zip(rows, read(storage, "scores").to_pylist(), strict=True):
+        told = SAMPLED[score_row["language"]]
+        gain = [shown(score_row[f"gain{end}"]) for end in ("", "_low", "_high")]
+        low = gain[1] if gain[1].startswith("−") else f"+{gain[1]}"
+        assert row[1:] == [
+            shown(score_row["base"]),
+            shown(score_row["adapter"]),
+            f"+{gain[0]} [{low}, +{gain[2]}]",
+            f"{shown(told['js_before'])} → {shown(told['js_after'])}",
+            "300",
+            "1,200",
+        ]
+    assert [row[0] for row in rows] == ["Amharic global_mmlu", "German global_mmlu"]
+
+
+def test_the_verdict_says_in_words_whether_the_gain_is_real(storage: Storage, page: str) -> None:
+    verdicts = re.findall(r'<li class="(\w[\w ]*)"><strong>\w+</strong>(.*?)</li>', page, re.S)
+    for (outcome, text), row in zip(verdicts, read(storage, "scores").to_pylist(), strict=True):
+        assert outcome == ("better" if row["gain_low"] > 0 else "no clear difference")
+        assert f"accuracy {shown(row['base'])} → {shown(row['adapter'])} on 120 items" in text
+        assert f"a gain of +{shown(row['gain'])} [" in text
+        assert html.unescape(text).endswith("p < 0.001.")
+
+
+@pytest.mark.parametrize("language", ["am", "de"])
+def test_the_gap_table_holds_the_largest_filled_gaps_with_their_best_row(
+    storage: Storage, page: str, language: str
+) -> None:
+    gaps = [row for row in read(storage, f"gaps/{language}").to_pylist() if row["added"] > 0]
+    largest = sorted(gaps, key=lambda row: row["before"] - row["target"])[:10]
+    rows = read(storage, f"subsets/{language}").to_pylist()
+    for cells, gap in zip(body(page, f"gaps-{language}"), largest, strict=True):
+        mine = [r for r in rows if r["cluster"] == gap["cluster"] and r["strategy"] != "own"]
+        best = max(mine, key=lambda r: r["score"])["prompt"]
+        assert cells[0].split()[0] == str(gap["cluster"])
+        assert SUBJECTS[gap["cluster"] % len(SUBJECTS)] in cells[0]
+        assert cells[1:4] == [shown(gap[column]) for column in ("target", "before", "after")]
+        assert cells[4] == str(gap["added"])
+        assert best.startswith(cells[5].rstrip("…"))
+
+
+def test_what_lies_beyond_the_rows_is_the_sum_of_the_positive_gaps(
+    storage: Storage, page: str
+) -> None:
+    for language in ("am", "de"):
+        gaps = read(storage, f"gaps/{language}")
+        target, before, after = (gaps[c].to_numpy() for c in ("target", "before", "after"))
+        short = [shown(np.maximum(target - share, 0).sum()) for share in (before, after)]
+        assert f"<p>A share of {short[0]} of what users ask" in page
+        assert f"after picking, {short[1]}.</p>" in page
+
+
+def test_example_rows_belong_to_the_largest_filled_gaps_and_keep_their_provenance(
+    storage: Storage, page: str
+) -> None:
+    rows = {row["prompt"]: row for row in read(storage, "subsets/de").to_pylist()}
+    clusters = {cells[0].split()[0] for cells in body(page, "gaps-de")}
+    examples = body(page, "examples-de")
+    assert len(examples) == 10
+    for prompt, _, _, cluster, gap, score_ in examples:
+        assert cluster in clusters
+        row = rows.get(prompt)
+        if row is not None:
+            assert (gap, score_) == (shown(row["gap"]), shown(row["score"]))
+        else:
+            assert prompt.endswith("…")
+            assert len(prompt) <= 241
+
+
+def test_accuracy_by_subject_is_that_of_the_items(storage: Storage, page: str) -> None:
+    items = read(storage, "items/am").to_pylist()
+    rows = {cells[0]: cells[2:] for cells in body(page, "subjects-am")}
+    assert rows.keys() == {item["subject"] for item in items}
+    for subject, cells in rows.items():
+        mine = [item for item in items if item["subject"] == subject]
+        base, adapter = (
+            np.mean([item[who] for item in mine]) for who in ("base_correct", "adapter_correct")
+        )
+        gain = shown(adapter - base) if adapter <= base else f"+{shown(adapter - base)}"
+        assert cells == [str(len(mine)), shown(base), shown(adapter), gain]
+
+
+def test_the_heat_map_counts_the_picked_rows_by_source_language(
+    storage: Storage, page: str
+) -> None:
+    drawing = next(s for s in svgs(page) if "by source language" in s.attrib["aria-label"])
+    numbers = Counter(text for text in drawing.itertext() if text.strip().isdigit())
+    expected: Counter[str] = Counter()
+    for language in ("am", "de"):
+        picked = read(storage, f"subsets/{language}").filter(pc.field("strategy") != "own")
+        expected.update(str(n) for n in Counter(picked["language"].to_pylist()).values())
+    assert numbers == expected
+
+
+def test_text_of_the_data_never_becomes_markup(page: str) -> None:
+    tags = {tag for tag, _ in parsed(page).tags}
+    assert not tags & {"script", "b", "iframe", "object"}
+    cells = [cell for rows in parsed(page).tables.values() for row in rows for cell in row]
+    assert any(SCRIPT in cell for cell in cells)
+    assert "&lt;worker&gt; 3 was killed" in page
+    assert "https://example.org/&lt;data&gt;.jsonl" in page
+
+
+def test_every_script_is_shown_as_it_is_and_takes_its_own_direction(page: str) -> None:
+    cells = [
+        attrs for tag, attrs in parsed(page).tags if tag == "td" and attrs.get("class") == "text"
+    ]
+    assert all(attrs.get("dir") == "auto" for attrs in cells if "dir" in attrs)
+    assert f'<td class="text" dir="auto">{PROMPTS["ar"]}' in page
+    assert f'<td class="text" dir="auto">{PROMPTS["am"]}' in page
+
+
+def test_the_page_asks_for_nothing_but_itself_and_stays_small(page: str) -> None:
+    assert len(page.encode()) < 2_000_000
+    for tag, attrs in parsed(page).tags:
+        assert tag not in ("link", "img", "iframe", "script")
+        for name, value in attrs.items():
+            if name.startswith("xmlns"):
+                continue
+            assert "://" not in (value or ""), f"<{tag} {name}={value!r}>"
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_figures_are_well_formed_and_say_in_words_what_they_show(page: str) -> None:
+    drawings = svgs(page)
+    assert len(drawings) == 2 + 2 + 3  # gaps and subjects a language; sources, loss, accuracy
+    for drawing in drawings:
+        assert drawing.attrib["role"] == "img"
+        assert len(drawing.attrib["aria-label"]) > 40
+        assert any((text or "").strip() for text in drawing.itertext())
+    assert page.count("<figcaption>") == len(drawings)
+    assert not re.search(r"(?:fill|stroke): #", page), "a colour that does not follow the theme"
+
+
+def test_no_two_elements_share_an_id(page: str) -> None:
+    counts = Counter(attrs["id"] for _, attrs in parsed(page).tags if "id" in attrs)
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_a_language_that_failed_is_named_at_the_top(page: str) -> None:
+    head = page[: page.index("</header>")]
+    assert "<strong>Swahili</strong>, in the stage “train”: OutOfMemoryError" in head
+
+
+@pytest.mark.parametrize("reached", range(len(STAGES)))
+def test_a_run_that_stopped_early_shows_what_it_has_and_says_so(
+    storage: Storage, tmp_path: Path, reached: int
+) -> None:
+    early = Storage.open(str(tmp_path))
+    told = manifest()
+    told["stages"] = {stage: told["stages"][stage] for stage in STAGES[:reached]}
+    early.write_json(f"runs/{RUN}/manifest.json", told)
+    if reached > STAGES.index("sample"):
+        for folder in ("gaps", "subsets"):
+            early.write_table(f"runs/{RUN}/{folder}/de.parquet", read(storage, f"{folder}/de"))
+    page = build_report(early, RUN)
+    assert ", ".join(STAGES[reached:]) + ". What there is" in page
+    assert "No accuracy: the run did not reach the stage “evaluate”." in page
+    assert ("gaps-de" in parsed(page).tables) == (reached > STAGES.index("sample"))
+    assert [row[0] for row in body(page, "stages")] == [*STAGES[:reached], "whole run"]
+
+
+def test_a_run_with_an_empty_manifest_still_has_a_page(tmp_path: Path) -> None:
+    empty = Storage.open(str(tmp_path))
+    empty.write_json(f"runs/{RUN}/manifest.json", {})
+    assert "This run is not complete" in build_report(empty, RUN)
+
+
+def test_a_base_model_that_was_not_measured_is_a_dash_and_no_gain(
+    storage: Storage, tmp_path: Path
+) -> None:
+    other = Storage.open(str(tmp_path))
+    other.write_json(f"runs/{RUN}/manifest.json", manifest(("de",)))
+    row = score("de", read(storage, "items/de"))
+    nothing = {key: None for key in row if key.startswith(("base", "gain", "p_", "cohens"))}
+    other.write_table(f"runs/{RUN}/scores.parquet", pa.Table.from_pylist([row | nothing]))
+    page = build_report(other, RUN)
+    assert body(page, "headline")[0][1:4] == ["–", shown(row["adapter"]), "–"]
+    assert "has no base to compare with: accuracy " + shown(row["adapter"]) in page
+    assert not re.search(r"\bnan\b", page)
+
+
+def test_the_report_is_written_into_the_run_and_its_place_returned(
+    storage: Storage, page: str
+) -> None:
+    place = write_report(storage, RUN)
+    assert Path(place).read_text() == page
+    assert place == storage.location(f"runs/{RUN}/report.html")
+
+
+def test_a_run_that_is_not_there_is_the_users_error(storage: Storage) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        build_report(storage, "nowhere")
+
+
+def svgs(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, re.S)]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compass_ray.config import Config, build_config, load_config
+from compass_ray.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text("languages: [sw, de]\nsampling: {budget: 500}\n")
+    return path
+
+
+def test_defaults_fill_what_the_file_leaves_out(path: Path) -> None:
+    config = load_config(path)
+    assert config.languages == ["sw", "de"]
+    assert config.sampling.budget == 500
+    assert config.sampling.smoothing == 0.5
+    assert config.training.adapter.r == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("sampling.budget=7", "sampling", "budget", 7),
+        ("training.learning_rate=2e-4", "training", "learning_rate", 2e-4),
+        ("embedding.space=raw", "embedding", "space", "raw"),
+        ("training.max_steps=null", "training", "max_steps", None),
+        ("training.packing=false", "training", "packing", False),
+    ],
+)
+def test_overrides_are_read_as_yaml(
+    path: Path, override: str, section: str, key: str, value: object
+) -> None:
+    assert getattr(getattr(load_config(path, [override]), section), key) == value
+
+
+def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
+    config = load_config(path, ["training.adapter.type=dora", "languages=[no, zh]"])
+    assert config.training.adapter.type == "dora"
+    assert config.languages == ["no", "zh"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("languages: [de]\nsampling: {budgit: 1}", "unknown key sampling.budgit; did you mean budget?"),
+        ("languages: [de]\nsamplng: {}", "unknown key samplng; did you mean sampling?"),
+        (
+            "languages: [de]\ncorpora: {usage: [{pth: x}]}",
+            "corpora.usage.0.path is missing",
+        ),
+        (
+            "languages: [de]\ntraining: {adapter: {rank: 4}}",
+            "unknown key training.adapter.rank; known keys: type, r, alpha, dropout, target_modules",
+        ),
+        ("sampling: {}", "languages is missing"),
+        ("languages: [de]\nsampling: {budget: -1}", "sampling.budget: "),
+        ("languages: [de, deu]", "named twice"),
+        ("languages: [qqq]", "qqq"),
+        ("languages: [de]\ntraining: {batch_size: 3, workers_per_language: 2}", "batch_size 3"),
+        ("[1, 2]", "expected a mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_one_line_naming_the_key(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert expected in message
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere.yaml: no such config file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_malformed_override_is_refused(path: Path) -> None:
+    with pytest.raises(UserError, match=r"--set sampling: expected section.key=value"):
+        load_config(path, ["sampling"])
+    with pytest.raises(UserError, match="run.name.first=1: name is not a section"):
+        load_config(path, ["run.name=x", "run.name.first=1"])
+
+
+def test_how_work_is_carried_out_stays_out_of_the_identity() -> None:
+    quick = build_config({"languages": ["de"], "embedding": {"batch_size": 64, "threads": 4}})
+    assert quick.embedding.identity() == Config(languages=["de"]).embedding.identity()
+    other = build_config({"languages": ["de"], "embedding": {"prefix": "passage: "}})
+    assert other.embedding.identity() != quick.embedding.identity()
+
+
+def test_the_schema_names_every_section() -> None:
+    properties = Config.model_json_schema()["properties"]
+    assert {"run", "languages", "corpora", "embedding", "clustering", "sampling"} <= set(properties)
