@@ -12,13 +12,13 @@ from compass_ray.config import load_config
 
 if TYPE_CHECKING:
     from compass_ray.config import Config
-    from compass_ray.pipeline import RunResult
+    from compass_ray.pipeline import RunResult, Stage
 
 __all__ = ["load_config", "run"]
 
 
-def run(config: Config) -> RunResult:
-    """Carry out every stage of ``config``; see ``compass_ray.pipeline.run``."""
+def run(config: Config, until: Stage = "report") -> RunResult:
+    """Carry out the stages of ``config`` up to ``until``; see ``compass_ray.pipeline.run``."""
     from compass_ray import pipeline
 
-    return pipeline.run(config)
+    return pipeline.run(config, until)

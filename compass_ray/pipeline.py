@@ -26,6 +26,7 @@ from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.models import check_model
 from compass_ray.report.page import write_report
+from compass_ray.resources import cluster, parallel_languages
 from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
 from compass_ray.training.launch import ADAPTER, LOSS_FILE, Outcome, train_languages
 
@@ -104,6 +105,7 @@ def _check(config: Config, last: int) -> None:
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)
+        parallel_languages(config, cluster())
 
 
 def _check_languages(config: Config, corpus: Corpus) -> None:

@@ -55,7 +55,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-model")
-    texts = [text.format(a=12, b=34, country="France") for text in (*SUM.values(), *CAPITAL.values())]
+    texts = [
+        text.format(a=12, b=34, country="France") for text in (*SUM.values(), *CAPITAL.values())
+    ]
     bpe = ByteLevelBPETokenizer()
     special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|pad|>"]
     bpe.train_from_iterator(texts, vocab_size=320, special_tokens=special)

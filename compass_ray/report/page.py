@@ -98,7 +98,7 @@ def build_report(storage: Storage, run: str) -> str:
 def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
     stages = manifest.get("stages") or {}
     scores = _read(storage, f"runs/{run}/scores.parquet")
-    score_rows = scores.to_pylist() if scores else []
+    score_rows = [_without_nan(row) for row in scores.to_pylist()] if scores else []
     views = [
         _language(storage, run, code, stages, score_rows)
         for code in _codes(storage, run, manifest, score_rows)
@@ -340,6 +340,11 @@ def _failures(stages: Row) -> list[Row]:
         for stage, told in stages.items()
         for code, cause in (told.get("failures") or {}).items()
     ]
+
+
+def _without_nan(row: Row) -> Row:
+    """What was not measured as None, however it was written: a comparison with NaN says nothing."""
+    return {key: None if value != value else value for key, value in row.items()}
 
 
 def _read(storage: Storage, path: str) -> pa.Table | None:

@@ -36,7 +36,6 @@ def add_adapter(base: PreTrainedModel, config: Adapter, base_name: str) -> PeftM
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
         use_dora=config.type == "dora",
-        base_model_name_or_path=base_name,
     )
     model = get_peft_model(base, peft_config)
     # PEFT writes the folder the base was read from; a name others can resolve travels better.

@@ -7,7 +7,6 @@ from, a place to report to) comes through ``Reporter``. Shapes: B sequences, L t
 from __future__ import annotations
 
 import json
-import logging
 import math
 import tempfile
 import time
@@ -24,8 +23,6 @@ from compass_ray.models import load_base, load_tokenizer
 from compass_ray.training.adapters import add_adapter, gather_adapter, save_adapter
 from compass_ray.training.data import Plan, collate, tokenise
 from compass_ray.training.losses import document_mask, response_loss, target_positions
-
-log = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
 ADAPTER_FOLDER = "adapter"
@@ -49,13 +46,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run did; ``tokens`` counts the steps, ``rows`` the documents trained on."""
+    """What a finished run did, over all its attempts.
+
+    Attributes:
+        steps: optimiser steps.
+        rows: documents trained on.
+        tokens: tokens of all steps, prompts included, padding not.
+        truncated: rows cut at ``training.max_length``.
+        without_response: rows left out since nothing of their response was within it.
+        resumed_after: the step after which each attempt but the first went on.
+    """
 
     steps: int
     rows: int
     tokens: int
     truncated: int
     without_response: int
+    resumed_after: list[int]
 
 
 class Reporter(Protocol):
@@ -107,7 +114,7 @@ def train(
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=deepspeed_config(config, world, dtype),
     )
-    history = _resume(engine, reporter.resume_from())
+    history, resumed_after = _resume(engine, reporter.resume_from())
     micro_batch = engine.train_micro_batch_size_per_gpu()
     accumulation = engine.gradient_accumulation_steps()
     for number, batch in enumerate(plan.batches(start=len(history)), start=len(history)):
@@ -138,7 +145,7 @@ def train(
             reporter.on_step(history[-1], plan.total_steps)
         if (number + 1) % config.checkpoint_steps == 0 and number + 1 < plan.total_steps:
             with tempfile.TemporaryDirectory() as name:
-                _save_state(engine, Path(name), history, None)
+                _save_state(engine, Path(name), history, resumed_after, None)
                 reporter.save(Path(name), asdict(history[-1]))
     weights = gather_adapter(engine.module, config.deepspeed.zero_stage)
     summary = Summary(
@@ -147,12 +154,13 @@ def train(
         tokens=sum(step.tokens for step in history),
         truncated=data.truncated,
         without_response=data.without_response,
+        resumed_after=resumed_after,
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if rank == 0:
             save_adapter(engine.module, weights, folder / ADAPTER_FOLDER)
-        _save_state(engine, folder, history, summary)
+        _save_state(engine, folder, history, resumed_after, summary)
         reporter.save(folder, asdict(history[-1]))
 
 
@@ -212,22 +220,26 @@ def _forward(engine: Any, part: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _save_state(
-    engine: Any, folder: Path, history: Sequence[Step], summary: Summary | None
+    engine: Any,
+    folder: Path,
+    history: Sequence[Step],
+    resumed_after: Sequence[int],
+    summary: Summary | None,
 ) -> None:
     engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
     if dist.get_rank() == 0:
         progress = {
             "history": [asdict(step) for step in history],
+            "resumed_after": list(resumed_after),
             "summary": asdict(summary) if summary else None,
         }
         Path(folder, PROGRESS_FILE).write_text(json.dumps(progress))
 
 
-def _resume(engine: Any, checkpoint: Path | None) -> list[Step]:
+def _resume(engine: Any, checkpoint: Path | None) -> tuple[list[Step], list[int]]:
     if checkpoint is None:
-        return []
+        return [], []
     engine.load_checkpoint(str(checkpoint), tag="state", load_module_strict=False)
     progress = json.loads(Path(checkpoint, PROGRESS_FILE).read_text())
     history = [Step(**step) for step in progress["history"]]
-    log.info("resumed after step %d", len(history))
-    return history
+    return history, [*progress["resumed_after"], len(history)]

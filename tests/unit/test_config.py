@@ -48,7 +48,10 @@ def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("languages: [de]\nsampling: {budgit: 1}", "unknown key sampling.budgit; did you mean budget?"),
+        (
+            "languages: [de]\nsampling: {budgit: 1}",
+            "unknown key sampling.budgit; did you mean budget?",
+        ),
         ("languages: [de]\nsamplng: {}", "unknown key samplng; did you mean sampling?"),
         (
             "languages: [de]\ncorpora: {usage: [{pth: x}]}",
@@ -56,7 +59,7 @@ def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
         ),
         (
             "languages: [de]\ntraining: {adapter: {rank: 4}}",
-            "unknown key training.adapter.rank; known keys: type, r, alpha, dropout, target_modules",
+            "unknown key training.adapter.rank; known keys: type, r, alpha, dropout",
         ),
         ("sampling: {}", "languages is missing"),
         ("languages: [de]\nsampling: {budget: -1}", "sampling.budget: "),
@@ -81,14 +84,14 @@ def test_a_wrong_config_is_refused_in_one_line_naming_the_key(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.yaml: no such config file"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         load_config(tmp_path / "nowhere.yaml")
 
 
 def test_a_malformed_override_is_refused(path: Path) -> None:
     with pytest.raises(UserError, match=r"--set sampling: expected section.key=value"):
         load_config(path, ["sampling"])
-    with pytest.raises(UserError, match="run.name.first=1: name is not a section"):
+    with pytest.raises(UserError, match=r"run\.name\.first=1: name is not a section"):
         load_config(path, ["run.name=x", "run.name.first=1"])
 
 

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from compass_ray.config import STRATEGIES, Sampling
+from compass_ray.sampling.allocation import fill_gaps
+from compass_ray.sampling.distribution import smooth
+from compass_ray.sampling.strategies import Pool, Target, select
+
+LANGUAGES = ("de", "en", "sw")
+K = 6
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    rng = np.random.default_rng(7)
+    clusters = rng.integers(K, size=900).astype(np.int32)
+    centroids = unit(rng.normal(size=(K, 16)))
+    vectors = unit(centroids[clusters] + rng.normal(scale=0.3, size=(900, 16)))
+    return Pool(
+        vectors_ND=vectors.astype(np.float16),
+        clusters_N=clusters,
+        languages_N=rng.integers(3, size=900).astype(np.int16),
+        languages=LANGUAGES,
+        centroids_KD=centroids.astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def target(pool: Pool) -> Target:
+    prototypes = pool.centroids_KD.copy()
+    prototypes[5] = 0
+    return Target(
+        language="sw",
+        usage_K=np.array([0, 5, 20, 40, 35, 0.0]),
+        own_K=np.array([30, 30, 0, 0, 10, 0]),
+        prototypes_KD=prototypes,
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_keeps_the_contract(pool: Pool, target: Target, strategy: str) -> None:
+    settings = Sampling(strategy=strategy, budget=120)
+    chosen = select(pool, target, settings, seed=1)
+    again = select(pool, target, settings, seed=1)
+    assert chosen.rows_B.tolist() == again.rows_B.tolist()
+    assert len(set(chosen.rows_B.tolist())) == len(chosen.rows_B)
+    assert not (pool.languages_N[chosen.rows_B] == LANGUAGES.index("sw")).any()
+    assert len(chosen.scores_B) == len(chosen.rows_B)
+    assert np.isfinite(chosen.scores_B).all()
+    assert chosen.gaps.added.sum() == len(chosen.rows_B)
+    assert (
+        chosen.gaps.added.tolist()
+        == np.bincount(pool.clusters_N[chosen.rows_B], minlength=K).tolist()
+    )
+
+
+def test_how_many_rows_each_strategy_takes(pool: Pool, target: Target) -> None:
+    taken = {
+        strategy: len(select(pool, target, Sampling(strategy=strategy, budget=120), 0).rows_B)
+        for strategy in STRATEGIES
+    }
+    others = int((pool.languages_N != 2).sum())
+    assert taken == {"compass": 120, "random": 120, "all": others, "target_only": 0}
+
+
+def test_compass_allocates_as_fill_gaps_does(pool: Pool, target: Target) -> None:
+    settings = Sampling(budget=120, max_similarity=1.0)
+    p = smooth(target.usage_K, settings.smoothing)
+    expected = fill_gaps(p, target.own_K, pool.available("sw"), 120)
+    assert select(pool, target, settings, 0).gaps.added.tolist() == expected.tolist()
+
+
+def test_compass_brings_the_subset_nearer_to_usage_than_random(pool: Pool, target: Target) -> None:
+    after = {
+        strategy: select(pool, target, Sampling(strategy=strategy, budget=120), 0).gaps.js_after
+        for strategy in ("compass", "random")
+    }
+    assert after["compass"] < 0.5 * after["random"]
+
+
+def test_a_larger_budget_keeps_the_rows_of_the_smaller_one(pool: Pool, target: Target) -> None:
+    small = set(select(pool, target, Sampling(budget=60), 0).rows_B.tolist())
+    large = set(select(pool, target, Sampling(budget=90), 0).rows_B.tolist())
+    assert small < large
+
+
+def test_refused_duplicates_send_the_budget_elsewhere(pool: Pool, target: Target) -> None:
+    vectors = pool.vectors_ND.copy()
+    vectors[pool.clusters_N == 3] = pool.centroids_KD[3]  # one sentence, many times over
+    copies = Pool(vectors, pool.clusters_N, pool.languages_N, pool.languages, pool.centroids_KD)
+    chosen = select(copies, target, Sampling(budget=120), 0)
+    assert chosen.gaps.added[3] == 1
+    assert len(chosen.rows_B) == 120
+    assert chosen.refused > 0
+
+
+def test_what_cannot_be_spent_is_told(pool: Pool, target: Target) -> None:
+    chosen = select(pool, target, Sampling(budget=5000, max_similarity=1.0), 0)
+    assert len(chosen.rows_B) == (pool.languages_N != 2).sum()
+    assert chosen.unspent == 5000 - len(chosen.rows_B)
+
+
+def test_rows_near_the_prototype_come_first_when_the_temperature_is_low(
+    pool: Pool, target: Target
+) -> None:
+    chosen = select(pool, target, Sampling(budget=60, temperature=1e-4, max_similarity=1.0), 0)
+    mine = pool.clusters_N[chosen.rows_B] == 3
+    candidates = pool.candidates(3, "sw")
+    scores = pool.vectors_ND[candidates].astype(np.float32) @ target.prototypes_KD[3]
+    best = np.sort(scores)[::-1][: mine.sum()]
+    assert np.sort(chosen.scores_B[mine])[::-1] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_cluster_without_usage_is_scored_by_its_centroid(pool: Pool, target: Target) -> None:
+    chosen = select(pool, target, Sampling(strategy="all"), 0)
+    mine = pool.clusters_N[chosen.rows_B] == 5
+    expected = pool.vectors_ND[chosen.rows_B[mine]].astype(np.float32) @ pool.centroids_KD[5]
+    assert chosen.scores_B[mine] == pytest.approx(expected, abs=1e-5)

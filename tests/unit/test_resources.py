@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from compass_ray.config import Embedding, build_config
+from compass_ray.errors import UserError
+from compass_ray.resources import Cluster, Node, encoder_actors, parallel_languages, worker_shape
+
+LAPTOP = Cluster((Node(2, 0),))
+GPUS = Cluster((Node(32, 4), Node(32, 4)))
+
+
+def config(languages: int = 3, **sections: object):
+    names = ["de", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "vi", "sw"]
+    return build_config({"languages": names[:languages], **sections})
+
+
+def test_a_laptop_trains_two_languages_side_by_side() -> None:
+    assert parallel_languages(config(), LAPTOP) == 2
+
+
+def test_a_worker_takes_a_gpu_where_there_are_any() -> None:
+    assert worker_shape(config(), GPUS).gpus == 1
+    assert worker_shape(config(), LAPTOP).gpus == 0
+    assert parallel_languages(config(12), GPUS) == 8
+    assert parallel_languages(config(12, training={"workers_per_language": 4}), GPUS) == 2
+
+
+def test_never_more_side_by_side_than_asked() -> None:
+    assert parallel_languages(config(12, resources={"max_parallel_languages": 3}), GPUS) == 3
+
+
+def test_a_worker_must_fit_on_one_node() -> None:
+    two_halves = Cluster((Node(2, 0), Node(2, 0)))
+    assert two_halves.slots(cpus=3, gpus=0) == 0
+    with pytest.raises(UserError, match="fits 0"):
+        parallel_languages(config(resources={"threads_per_worker": 3}), two_halves)
+
+
+def test_encoders_leave_no_core_oversubscribed() -> None:
+    assert encoder_actors(Embedding(threads=1), LAPTOP, "cpu") == 2
+    assert encoder_actors(Embedding(threads=2), LAPTOP, "cpu") == 1
+    assert encoder_actors(Embedding(), GPUS, "cuda") == 8
+    assert encoder_actors(Embedding(actors=1), LAPTOP, "cpu") == 1
+    with pytest.raises(UserError, match=r"embedding.threads: 3"):
+        encoder_actors(Embedding(threads=3), LAPTOP, "cpu")
