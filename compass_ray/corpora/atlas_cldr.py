@@ -24,12 +24,10 @@ _PATTERN = re.compile(r"'([^']*)'|(MMMM|M|d|y)")
 _INVISIBLE = str.maketrans("", "", "\u00ad\u200e\u200f")
 
 # Codes that CLDR names and ISO 3166 does not: reserved, withdrawn, or groups of countries.
-_NO_COUNTRY = frozenset(
-    "AC BU CP CQ CS DD DG EA EU EZ IC QO SU TA TP UN XA XB YD YU ZR ZZ".split()
-)
+_NO_COUNTRY = "AC BU CP CQ CS DD DG EA EU EZ IC QO SU TA TP UN XA XB YD YU ZR ZZ"
 
-# CLDR's root spells some symbols as English words. Units not named here are those of its
-# symbols that are used across languages.
+# CLDR's root spells some symbols as English words: here are those that have a symbol, below those
+# that have none.
 _SYMBOLS = {
     "area-hectare": "ha",
     "duration-hour": "h",
@@ -44,14 +42,12 @@ _SYMBOLS = {
     "power-watt": "W",
     "volume-liter": "L",
 }
-_NO_SYMBOL = frozenset(
-    """
+_NO_SYMBOL = """
     acceleration-g-force area-acre area-dunam concentr-item digital-bit duration-century
     duration-day duration-decade duration-month duration-night duration-quarter duration-week
     duration-year energy-therm-us light-solar-luminosity mass-grain speed-light-speed
     volume-cup volume-dram volume-drop volume-jigger volume-pinch
-    """.split()
-)
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,9 @@ class Cldr:
         months: Twelve names, as they stand alone.
         weekdays: Seven names from Monday on, as they stand alone.
         units: Name of a unit, in the singular where CLDR has one.
+        months_in_date: Twelve names, in the case they take after a day.
+        date_pattern: CLDR's pattern of the long date.
+        plural: Count → its plural category: ``one``, ``few``, …, ``other``.
     """
 
     territories: Mapping[str, str]
@@ -71,13 +70,9 @@ class Cldr:
     months: tuple[str, ...]
     weekdays: tuple[str, ...]
     units: Mapping[str, str]
-    _months_in_date: tuple[str, ...]
-    _long_date: str
-    _plural: Callable[[int], str]
-
-    def plural(self, count: int) -> str:
-        """CLDR's plural category of a count: ``one``, ``few``, …, ``other``."""
-        return self._plural(count)
+    months_in_date: tuple[str, ...]
+    date_pattern: str
+    plural: Callable[[int], str]
 
     def long_date(self, day: datetime.date) -> str:
         """The date with the month's name, the digits being Latin in every language."""
@@ -86,12 +81,12 @@ class Cldr:
             parts = {
                 "d": str(day.day),
                 "M": str(day.month),
-                "MMMM": self._months_in_date[day.month - 1],
+                "MMMM": self.months_in_date[day.month - 1],
                 "y": str(day.year),
             }
             return parts.get(found[2], found[1])
 
-        return _PATTERN.sub(part, self._long_date)
+        return _PATTERN.sub(part, self.date_pattern)
 
 
 @cache
@@ -107,9 +102,9 @@ def cldr(language: str) -> Cldr:
         months=tuple(_plain(months["stand-alone"]["wide"][i]) for i in range(1, 13)),
         weekdays=tuple(_plain(days["stand-alone"]["wide"][i]) for i in range(7)),
         units={unit: name for unit in unit_symbols() if (name := _unit_name(data, unit))},
-        _months_in_date=tuple(_plain(months["format"]["wide"][i]) for i in range(1, 13)),
-        _long_date=_plain(data["date_formats"]["long"].pattern),
-        _plural=data["plural_form"],
+        months_in_date=tuple(_plain(months["format"]["wide"][i]) for i in range(1, 13)),
+        date_pattern=_plain(data["date_formats"]["long"].pattern),
+        plural=data["plural_form"],
     )
 
 
@@ -120,7 +115,7 @@ def unit_symbols() -> Mapping[str, str]:
     symbols = {
         unit: _SYMBOLS.get(unit) or _plain(names[unit].get("short") or "")
         for unit in sorted(names)
-        if unit not in _NO_SYMBOL
+        if unit not in _NO_SYMBOL.split()
     }
     taken = list(symbols.values())
     return {unit: symbol for unit, symbol in symbols.items() if symbol and taken.count(symbol) == 1}
@@ -129,7 +124,7 @@ def unit_symbols() -> Mapping[str, str]:
 @cache
 def countries() -> tuple[str, ...]:
     """ISO 3166 codes of countries and territories."""
-    return tuple(sorted(set(get_global("territory_currencies")) - _NO_COUNTRY))
+    return tuple(sorted(set(get_global("territory_currencies")) - set(_NO_COUNTRY.split())))
 
 
 @cache
@@ -138,22 +133,27 @@ def legal_tender() -> Mapping[str, str]:
     current = {
         country: [code for code, _, until, tender in history if tender and until is None]
         for country, history in get_global("territory_currencies").items()
-        if country not in _NO_COUNTRY
+        if country in countries()
     }
     return {country: codes[0] for country, codes in sorted(current.items()) if len(codes) == 1}
 
 
 @cache
 def official_languages() -> Mapping[str, str]:
-    """Country → code of its official language, where it has one and only one."""
+    """Country → code of its official language, where it has one and only one.
+
+    A language that is official in a region counts where a tenth of the country speaks it: English
+    is not the answer for South Africa, and German is for Germany.
+    """
     official = {
         country: [
             code
             for code, info in spoken.items()
             if info["official_status"] in ("official", "de_facto_official")
+            or (info["official_status"] == "official_regional" and info["population_percent"] >= 10)
         ]
         for country, spoken in get_global("territory_languages").items()
-        if country not in _NO_COUNTRY
+        if country in countries()
     }
     return {country: codes[0] for country, codes in sorted(official.items()) if len(codes) == 1}
 
