@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something failed, 2 the user's input is wrong, 3 drift fou
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -147,7 +148,9 @@ def _run(
     config = _load(path, overrides, verbose)
     from compass_ray import pipeline
 
-    result = pipeline.run(config, until)
+    # Libraries print where they like; stdout is for the result alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = pipeline.run(config, until)
     print(json.dumps(asdict(result), indent=1, ensure_ascii=False) if as_json else _table(result))
     for language, cause in result.failures.items():
         print(f"compass-ray: {language} failed: {cause}", file=sys.stderr)

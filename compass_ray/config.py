@@ -139,6 +139,9 @@ class DeepSpeed(Section):
 
 class Training(Section):
     model: str = "Qwen/Qwen2.5-7B-Instruct"
+    system_prompt: str | None = Field(
+        None, description="System turn of training and evaluation; default: the chat template's own"
+    )
     adapter: Adapter = Adapter()
     deepspeed: DeepSpeed = DeepSpeed()
     epochs: Annotated[float, Field(gt=0)] = 1

@@ -68,6 +68,8 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
+        # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
         # Placement groups of Train are cleaned up through the dashboard's state API.
         ray.init(address="local", include_dashboard=True, **options)
 

@@ -26,7 +26,7 @@ from compass_ray.records import SCHEMA, row_id
 
 __all__ = ["LANGUAGES", "SUBJECTS", "TRAIN_SUBJECTS", "VERSION", "items", "rows"]
 
-VERSION = 1
+VERSION = 2
 """Changes with the content, so that what was made from another one is not reused."""
 
 # fmt: off
@@ -37,7 +37,7 @@ LANGUAGES = (
 # fmt: on
 
 TRAIN_SUBJECTS = frozenset(
-    {"number_words", "date_long", "language_name", "script_name", "unit_name"}
+    {"number_words", "weekday_after", "language_name", "script_name", "unit_name"}
 )
 
 _DEFAULT_ROWS = {"auxiliary": 400, "train": 200, "usage": 300}
@@ -45,10 +45,9 @@ _DEFAULT_ITEMS = 100
 _SPLITS: dict[str, Split] = {"auxiliary": "training", "train": "training", "usage": "usage"}
 _LETTERS = "ABCD"
 
-# What users ask for. The shares of the last two are divided evenly among their subjects.
-_CURRENCY_SHARE = 0.35
-_MONTH_SHARE = 0.20
-_OTHER_MISSING_SHARE = 0.25
+# What users ask for. The last two shares are divided evenly among their subjects.
+_MOST_ASKED = {"currency_of_country": 0.30, "date_long": 0.30}
+_OTHER_MISSING_SHARE = 0.20
 _TRAIN_SHARE = 0.20
 
 _ITEM_SCHEMA = pa.schema(
@@ -80,7 +79,7 @@ def rows(
 
     ``auxiliary`` rows are of all subjects, ``train`` rows of ``TRAIN_SUBJECTS``, in equal shares
     as far as the facts go; the endless subjects (dates most of all) fill up what others leave.
-    ``usage`` prompts ask in four of five cases for the other subjects, for currencies and months
+    ``usage`` prompts ask in four of five cases for the other subjects, for currencies and dates
     above all. Where a subject runs out of prompts its share of the rows goes to the other missing
     subjects, and weights keep the mix: the weights of a subject sum to its share. Otherwise every
     weight is 1.
@@ -240,14 +239,9 @@ def _apportion(shares: Mapping[str, float], total: int) -> dict[str, int]:
 
 
 def _usage_shares() -> dict[str, float]:
-    others = [
-        subject
-        for subject in SUBJECTS
-        if subject not in TRAIN_SUBJECTS | {"currency_of_country", "month_after"}
-    ]
+    others = [subject for subject in SUBJECTS if subject not in TRAIN_SUBJECTS | set(_MOST_ASKED)]
     return {
-        "currency_of_country": _CURRENCY_SHARE,
-        "month_after": _MONTH_SHARE,
+        **_MOST_ASKED,
         **dict.fromkeys(others, _OTHER_MISSING_SHARE / len(others)),
         **dict.fromkeys(_in_order(TRAIN_SUBJECTS), _TRAIN_SHARE / len(TRAIN_SUBJECTS)),
     }

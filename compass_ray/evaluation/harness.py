@@ -38,7 +38,7 @@ SCORED_SCHEMA = pa.schema(
 class Harness:
     """A base model and tokenizer, loaded once, that score items with or without an adapter."""
 
-    def __init__(self, model: str, batch_size: int) -> None:
+    def __init__(self, model: str, batch_size: int, system_prompt: str | None = None) -> None:
         from lm_eval.models.huggingface import HFLM
 
         logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -52,6 +52,7 @@ class Harness:
             device="cuda" if on_gpu else "cpu",
         )
         self._peft: Any = None
+        self._system_prompt = system_prompt
 
     def score(self, items: pa.Table, adapter: Path | None) -> pa.Table:
         """Score multiple-choice items (``records.EVALUATION_SCHEMA``) one by one.
@@ -71,7 +72,12 @@ class Harness:
         tasks = TaskManager(include_defaults=False).load([task])
         templated = bool(self._lm.tokenizer.chat_template)
         results = evaluator.evaluate(
-            self._lm, tasks, bootstrap_iters=0, log_samples=True, apply_chat_template=templated
+            self._lm,
+            tasks,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=templated,
+            system_instruction=self._system_prompt,
         )
         samples: list[dict[str, Any]] = results["samples"][task["task"]]
         return samples

@@ -19,7 +19,7 @@ from ray.util import ActorPool
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
-from compass_ray.config import Config, Evaluation
+from compass_ray.config import Config, Evaluation, Training
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.evaluation.scores import Comparison
 from compass_ray.progress import Progress
@@ -117,6 +117,7 @@ def _job(
         limit=config.evaluation.limit,
         items=[part.content for part in parts],
         model=config.training.model,
+        system_prompt=config.training.system_prompt,
         adapter=adapter.fingerprint if adapter else None,
     )
     limit = config.evaluation.limit
@@ -133,7 +134,7 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
         num_cpus=shape.cpus, num_gpus=shape.gpus, runtime_env={"env_vars": environment}
     )
     pool = ActorPool(
-        [worker.remote(config.training.model, config.evaluation.batch_size) for _ in range(workers)]
+        [worker.remote(config.training, config.evaluation.batch_size) for _ in range(workers)]
     )
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
     progress = Progress("evaluate", len(jobs), "passes")
@@ -148,10 +149,10 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
 class _Worker:
     """Holds one base model and scores whatever it is given."""
 
-    def __init__(self, model: str, batch_size: int) -> None:
+    def __init__(self, training: Training, batch_size: int) -> None:
         from compass_ray.evaluation.harness import Harness
 
-        self._harness = Harness(model, batch_size)
+        self._harness = Harness(training.model, batch_size, training.system_prompt)
 
     def score(self, job: _Job) -> Artifact:
         items = _read_items(job)

@@ -43,6 +43,7 @@ def tokenise(
     responses: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    system_prompt: str | None = None,
 ) -> Tokenised:
     """Chat template where the tokenizer has one, plain text and end token otherwise.
 
@@ -52,7 +53,7 @@ def tokenise(
     examples = []
     truncated = without_response = 0
     for prompt, response in zip(prompts, responses, strict=True):
-        context, continuation = _render(prompt, response, tokenizer)
+        context, continuation = _render(prompt, response, tokenizer, system_prompt)
         context_ids = tokenizer(context, add_special_tokens=False)["input_ids"]
         response_ids = tokenizer(continuation, add_special_tokens=False)["input_ids"]
         tokens = (*context_ids, *response_ids)[:max_length]
@@ -66,11 +67,15 @@ def tokenise(
     return Tokenised(examples, truncated, without_response)
 
 
-def _render(prompt: str, response: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def _render(
+    prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
+) -> tuple[str, str]:
     if not tokenizer.chat_template:
         start = tokenizer.bos_token or ""
         return f"{start}{prompt}\n", f"{response}{tokenizer.eos_token or ''}"
     user = [{"role": "user", "content": prompt}]
+    if system_prompt is not None:
+        user.insert(0, {"role": "system", "content": system_prompt})
     context = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
     turn = [*user, {"role": "assistant", "content": response}]
     whole = tokenizer.apply_chat_template(turn, tokenize=False)

@@ -94,7 +94,7 @@ def train(
 
     rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = load_tokenizer(config.model)
-    data = tokenise(prompts, responses, tokenizer, config.max_length)
+    data = tokenise(prompts, responses, tokenizer, config.max_length, config.system_prompt)
     if not data.examples:
         raise TrainingError("no row has a response within training.max_length")
     plan = Plan.build(

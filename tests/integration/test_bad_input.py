@@ -86,7 +86,7 @@ def test_a_language_without_usage(make_config: MakeConfig, refused: Said) -> Non
 
 def test_more_clusters_than_rows(make_config: MakeConfig, refused: Said) -> None:
     said = refused("run", make_config(clustering={"k": 5000}))
-    assert "clustering.k: 5000 clusters asked of 348 rows" in said
+    assert "clustering.k: 5000 clusters asked of 272 auxiliary rows" in said
 
 
 def test_a_model_folder_that_is_not_there(make_config: MakeConfig, refused: Said) -> None:
