@@ -52,6 +52,7 @@ class Summary:
         steps: optimiser steps.
         rows: documents trained on.
         tokens: tokens of all steps, prompts included, padding not.
+        seconds: time of all steps, without start and checkpoints.
         truncated: rows cut at ``training.max_length``.
         without_response: rows left out since nothing of their response was within it.
         resumed_after: the step after which each attempt but the first went on.
@@ -60,6 +61,7 @@ class Summary:
     steps: int
     rows: int
     tokens: int
+    seconds: float
     truncated: int
     without_response: int
     resumed_after: list[int]
@@ -152,6 +154,7 @@ def train(
         steps=len(history),
         rows=len(data.examples),
         tokens=sum(step.tokens for step in history),
+        seconds=sum(step.seconds for step in history),
         truncated=data.truncated,
         without_response=data.without_response,
         resumed_after=resumed_after,

@@ -1,0 +1,323 @@
+"""What the corpora hold, told cheaply: rows by language, and a sample to measure their length.
+
+Parquet files tell their number of rows; JSON lines are counted, and above ``EXACT_BYTES`` a source
+estimated from the beginning of a file; the hub is not asked. Languages are those of rows spread
+evenly over a file, all of them where it is small. Knows nothing of Ray or the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from compass_ray.config import Role, Source
+from compass_ray.corpora import atlas
+from compass_ray.corpora.sources import FileRef, list_files
+from compass_ray.errors import UserError
+from compass_ray.formats import rename
+from compass_ray.records import SCHEMA, as_records, to_rows
+
+EXACT_BYTES = 64 << 20
+"""JSON lines of a source are counted up to so many bytes."""
+HEAD_BYTES = 4 << 20
+"""Of a larger file, so much is read to estimate the rest."""
+SAMPLE_ROWS = 4096
+"""Rows of a source whose language and length are looked at."""
+
+_MAX_FILES = 64
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+_CHUNK_BYTES = 1 << 20
+_SAMPLE_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("language", "prompt", "response")])
+
+Certainty = Literal["exact", "estimated", "at least", "unknown"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Rows of one role.
+
+    Attributes:
+        rows: accepted rows; None where nothing is known.
+        languages: rows by language.
+        certainty: of ``rows``: ``at least`` where some sources are known and some are not.
+        languages_certain: whether ``languages`` is counted, not estimated.
+        sample: some rows: ``language``, ``prompt``, ``response``; empty for evaluation items.
+        rejected: share of the rows looked at that fit no format, and the reason of the first.
+    """
+
+    rows: int | None
+    languages: dict[str, int]
+    certainty: Certainty
+    languages_certain: bool
+    sample: pa.Table
+    rejected: tuple[float, str] | None = None
+
+
+@dataclass
+class _Tally:
+    """Rows as they are counted, source by source."""
+
+    rows: float = 0.0
+    languages: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    samples: list[pa.Table] = field(default_factory=list)
+    exact: bool = True
+    languages_exact: bool = True
+    known: int = 0
+    unknown: int = 0
+    looked_at: int = 0
+    rejected: int = 0
+    reason: str = ""
+
+    def add(self, rows: pa.Table, stands_for: float, *, certain: bool = True) -> None:
+        """Count a sample that stands for so many rows."""
+        self.rows += stands_for
+        self.languages_exact &= certain
+        for language, count in Counter(rows["language"].to_pylist()).items():
+            self.languages[language] += count * stands_for / rows.num_rows
+        if "prompt" in rows.column_names:
+            self.samples.append(rows.select(_SAMPLE_SCHEMA.names))
+
+    def stretch(self, factor: float) -> None:
+        """Let what was counted stand for so many times as much."""
+        self.exact = self.languages_exact = False
+        self.rows *= factor
+        for language in self.languages:
+            self.languages[language] *= factor
+
+    def merge(self, other: _Tally) -> None:
+        self.rows += other.rows
+        for language, count in other.languages.items():
+            self.languages[language] += count
+        self.samples += other.samples
+        self.exact &= other.exact
+        self.languages_exact &= other.languages_exact
+        self.known += other.known
+        self.unknown += other.unknown
+        self.looked_at += other.looked_at
+        self.rejected += other.rejected
+        self.reason = self.reason or other.reason
+
+    def close(self) -> Preview:
+        certainty: Certainty = "exact" if self.exact else "estimated"
+        if self.unknown:
+            certainty = "at least" if self.known else "unknown"
+        return Preview(
+            rows=round(self.rows) if certainty != "unknown" else None,
+            languages={name: round(count) for name, count in sorted(self.languages.items())},
+            certainty=certainty,
+            languages_certain=self.languages_exact and certainty == "exact",
+            sample=pa.concat_tables([_SAMPLE_SCHEMA.empty_table(), *self.samples]),
+            rejected=(self.rejected / self.looked_at, self.reason) if self.rejected else None,
+        )
+
+
+def preview(role: Role, sources: Sequence[Source], targets: Sequence[str]) -> Preview:
+    """Count and sample the rows of a role.
+
+    Args:
+        role: What the rows are for.
+        sources: The entries of ``corpora.<role>``.
+        targets: ``languages`` of the configuration.
+
+    Raises:
+        UserError: A source is not there, cannot be read, or is in no known format.
+    """
+    tally = _Tally()
+    for source in sources:
+        built_in = source.path == "atlas"
+        tally.merge(_atlas(role, source, targets) if built_in else _files(role, source))
+    return tally.close()
+
+
+def sample_of(table: pa.Table, rows: int) -> pa.Table:
+    """At most so many rows, spread evenly over the table."""
+    if table.num_rows <= rows:
+        return table
+    return table.take([i * table.num_rows // rows for i in range(rows)])
+
+
+def _atlas(role: Role, source: Source, targets: Sequence[str]) -> _Tally:
+    languages = source.languages or (atlas.LANGUAGES if role == "auxiliary" else targets)
+    made = (
+        atlas.items(languages, source.rows)
+        if role == "evaluation"
+        else atlas.rows(role, languages, source.rows)
+    )
+    tally = _Tally(known=1)
+    if made.num_rows:
+        tally.add(made, made.num_rows)
+    return tally
+
+
+def _files(role: Role, source: Source) -> _Tally:
+    files = list_files(source)
+    if any(file.kind == "hub" for file in files):
+        return _Tally(unknown=1)
+    tally = _Tally(known=1)
+    most = SAMPLE_ROWS // min(len(files), _MAX_FILES)
+    left = source.rows
+    countable, opened_in_part = EXACT_BYTES, False
+    opened = skipped = 0
+    for number, file in enumerate(files):
+        whole = file.kind == "parquet" or file.size <= countable
+        if number >= _MAX_FILES or (opened_in_part and not whole):
+            skipped += file.size
+            continue
+        opened += file.size
+        opened_in_part |= not whole
+        if file.kind == "jsonl" and whole:
+            countable -= file.size
+        head = _read_head(file, None if whole else HEAD_BYTES, most)
+        rows = _add_head(tally, role, source, file, head, left)
+        if left is not None:
+            left -= rows
+            if left <= 0:
+                return tally
+    if skipped and tally.rows:
+        # What was not opened is taken to be like what was.
+        more = tally.rows * skipped / opened
+        tally.stretch(1 + (more if left is None else min(more, left)) / tally.rows)
+    return tally
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What was read of a file: ``share`` of its bytes, with so many ``rows``, some of them kept."""
+
+    rows: int
+    share: float
+    kept: list[dict[str, Any]]
+
+    @property
+    def all_kept(self) -> bool:
+        return self.share == 1 and len(self.kept) == self.rows
+
+
+def _add_head(
+    tally: _Tally, role: Role, source: Source, file: FileRef, head: _Head, left: int | None
+) -> int:
+    """Count a file by its head; returns the records it stands for, at most ``left``."""
+    if not head.kept:
+        return 0
+    total = head.rows if head.share == 1 else round(head.rows / head.share)
+    kept = head.kept
+    certain = head.all_kept
+    if left is not None and total > left:
+        total, kept = left, kept[:left]
+        certain &= len(kept) == left
+    try:
+        normalised = to_rows(
+            rename(kept, source.columns),
+            format=source.format,
+            role=role,
+            language=source.language,
+            source=file.name,
+        )
+    except UserError as error:
+        raise UserError(f"{file.name}: {error}") from None
+    accepted, rejected = normalised.rows, normalised.rejected
+    tally.looked_at += len(kept)
+    if rejected.num_rows:
+        tally.reason = tally.reason or f"{file.name}: {rejected['reason'][0].as_py()}"
+        tally.rejected += rejected.num_rows
+    tally.exact &= head.share == 1 and (certain or not rejected.num_rows)
+    if accepted.num_rows:
+        tally.add(accepted, total * accepted.num_rows / len(kept), certain=certain)
+    return total
+
+
+def _read_head(file: FileRef, limit: int | None, most: int) -> _Head:
+    try:
+        filesystem, path = _open(file.uri)
+        if file.kind == "parquet":
+            return _parquet_head(filesystem, path, most)
+        return _jsonl_head(filesystem, path, file, limit, most)
+    except (OSError, pa.ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{file.name}: cannot be read ({reason})") from None
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), uri
+    place, mark, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    root, _, key = rest.partition("/")
+    filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{root}/{quote(key)}{mark}{query}")
+    return filesystem, path
+
+
+def _parquet_head(filesystem: pafs.FileSystem, path: str, most: int) -> _Head:
+    with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as parquet:
+        rows = parquet.metadata.num_rows
+        groups = _spread(parquet.metadata.num_row_groups, 8) if rows > most else None
+        each = max(1, most // len(groups)) if groups else most
+        kept: list[dict[str, Any]] = []
+        for group in [[g] for g in groups] if groups else [None]:
+            for batch in parquet.iter_batches(each, row_groups=group):
+                kept += as_records(batch)
+                if groups:
+                    break
+        return _Head(rows, 1.0, kept)
+
+
+def _jsonl_head(
+    filesystem: pafs.FileSystem, path: str, file: FileRef, limit: int | None, most: int
+) -> _Head:
+    stride, rows, rest = 1, 0, b""
+    kept: list[tuple[int, bytes]] = []
+    number = 0
+    with filesystem.open_input_file(path) as raw:
+        stream = _decompressed(raw, path)
+        while chunk := stream.read(_CHUNK_BYTES):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                number += 1
+                if line.strip():
+                    if rows % stride == 0:
+                        kept.append((number, line))
+                    rows += 1
+            if len(kept) > 2 * most:
+                # Every second line goes, so that what stays is spread over all that was read.
+                kept, stride = kept[::2], stride * 2
+            if limit is not None and raw.tell() >= limit:
+                share = min(1.0, raw.tell() / max(file.size, 1))
+                return _Head(rows, share, _parsed(_thinned(kept, most), file))
+    if rest.strip():
+        kept.append((number + 1, rest))
+        rows += 1
+    return _Head(rows, 1.0, _parsed(_thinned(kept, most), file))
+
+
+def _decompressed(raw: Any, path: str) -> Any:
+    compression = next((name for end, name in _COMPRESSED.items() if path.endswith(end)), None)
+    return pa.CompressedInputStream(raw, compression) if compression else raw
+
+
+def _parsed(lines: Iterable[tuple[int, bytes]], file: FileRef) -> list[dict[str, Any]]:
+    records = []
+    for number, line in lines:
+        try:
+            value = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
+        except (ValueError, RecursionError):
+            raise UserError(f"{file.name}:{number}: not valid JSON in UTF-8") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{file.name}:{number}: expected one object a line")
+        records.append(value)
+    return records
+
+
+def _spread(count: int, most: int) -> list[int]:
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+
+
+def _thinned(lines: list[tuple[int, bytes]], most: int) -> list[tuple[int, bytes]]:
+    return [lines[i] for i in _spread(len(lines), most)]

@@ -1,0 +1,229 @@
+"""What a run would do and what it would take: rows, reuse, tokens, memory, time. Runs nothing.
+
+Reads the configuration, the corpora and the cache; writes nothing to storage and starts no Ray (it
+joins the cluster of ``RAY_ADDRESS`` only to ask what it has). What the cache does not hold is
+estimated from samples, by the arithmetic in ``costs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from compass_ray import costs
+from compass_ray.artifacts import Storage
+from compass_ray.config import ROLES, Config, Role
+from compass_ray.corpora.preview import Certainty, Preview, preview
+from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
+from compass_ray.errors import UserError
+from compass_ray.models import check_model
+from compass_ray.planning import hardware
+from compass_ray.planning.hardware import Hardware
+from compass_ray.planning.reuse import Found, look_into_cache, preview_found
+from compass_ray.planning.text import format_plan
+from compass_ray.planning.training import Training, plan_training
+from compass_ray.resources import encoder_actors, parallel_languages, worker_shape
+
+__all__ = ["Plan", "format_plan", "make_plan"]
+
+
+@dataclass(frozen=True)
+class RoleRows:
+    """Rows of a role; ``rows`` is None where no source of it tells."""
+
+    role: Role
+    rows: int | None
+    certainty: Certainty
+    languages: dict[str, int]
+    languages_certain: bool
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What a stage finds done and what it has to do; None where it cannot be told yet."""
+
+    stage: str
+    unit: str
+    reused: int | None
+    computed: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EmbeddingWork:
+    """Rows to embed, on so many encoders; ``seconds`` is None where no rate was measured."""
+
+    model: str
+    rows: int | None
+    device: Device
+    actors: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything ``compass-ray plan`` tells; ``dataclasses.asdict`` of it is JSON."""
+
+    run: str
+    storage: str
+    targets: tuple[str, ...]
+    rows: tuple[RoleRows, ...]
+    stages: tuple[StageWork, ...]
+    hardware: Hardware
+    embedding: EmbeddingWork
+    training: Training
+    notes: tuple[str, ...]
+
+
+def make_plan(config: Config) -> Plan:
+    """Plan a run of all stages.
+
+    Raises ``UserError`` as the run would before it starts: for a model, encoder or source that is
+    not there, a language without usage, or workers that no node has room for.
+    """
+    storage = Storage.open(config.run.storage)
+    check_encoder(config.embedding)
+    check_model(config.training.model)
+    on, machine = hardware.look()
+    parallel = parallel_languages(config, on)
+    device: Device = "cuda" if on.gpus and config.embedding.model != BUNDLED else "cpu"
+    actors = encoder_actors(config.embedding, on, device)
+
+    found = look_into_cache(config, storage)
+    previews = {
+        role: preview_found(storage, found.corpus, role, config.languages)
+        if found.corpus
+        else preview(role, sources, config.languages)
+        for role, sources in config.corpora.sources().items()
+    }
+    _check_rows(config, previews)
+    stages = _stages(config, found, previews)
+    training = plan_training(config, machine, worker_shape(config, on), parallel, found, previews)
+    return Plan(
+        run=config.run.name,
+        storage=storage.uri,
+        targets=tuple(config.languages),
+        rows=tuple(
+            RoleRows(role, seen.rows, seen.certainty, seen.languages, seen.languages_certain)
+            for role, seen in previews.items()
+        ),
+        stages=stages,
+        hardware=machine,
+        embedding=_embedding(config, stages, device, actors),
+        training=training,
+        notes=tuple(_notes(config, previews, training)),
+    )
+
+
+def _check_rows(config: Config, previews: Mapping[Role, Preview]) -> None:
+    usage, pool = previews["usage"], previews["auxiliary"]
+    for language in config.languages:
+        if usage.languages_certain and not usage.languages.get(language):
+            known = ", ".join(sorted(usage.languages)) or "none"
+            raise UserError(
+                f"languages: {language} has no rows in corpora.usage, so what its users ask is "
+                f"not known; languages there: {known}"
+            )
+    if pool.certainty == "exact" and pool.rows is not None and config.clustering.k > pool.rows:
+        raise UserError(
+            f"clustering.k: {config.clustering.k} clusters asked of {pool.rows} auxiliary rows; "
+            f"choose k of at most {pool.rows}"
+        )
+    for role, seen in previews.items():
+        if seen.rejected and seen.certainty == "exact":
+            share, reason = seen.rejected
+            allowed = config.corpora.max_rejected
+            if share > allowed:
+                raise UserError(
+                    f"corpora.{role}: {share:.1%} of the rows rejected, first {reason} "
+                    f"(corpora.max_rejected allows {allowed:.1%})"
+                )
+
+
+def _stages(
+    config: Config, found: Found, previews: Mapping[Role, Preview]
+) -> tuple[StageWork, ...]:
+    """One entry a stage, in the order they run."""
+    languages = len(config.languages)
+    embedded = sum(part.part.rows for part in found.vectors)
+    to_embed = [previews[role] for role in ROLES if role != "evaluation"]
+    counted = all(seen.certainty in ("exact", "estimated") for seen in to_embed)
+    rows = sum(seen.rows or 0 for seen in to_embed)
+    models = 2 if config.evaluation.baseline else 1
+    passes = languages * len(config.evaluation.tasks) * models
+    return (
+        StageWork("records", "sources", found.sources_read, found.sources - found.sources_read),
+        StageWork(
+            "embed",
+            "rows",
+            embedded,
+            rows - embedded if counted else None,
+            "" if found.corpus else "fewer if some are embedded already: known once read",
+        ),
+        StageWork(
+            "cluster",
+            "clusterings",
+            int(found.clustered is not None),
+            int(found.clustered is None),
+            f"k = {config.clustering.k}",
+        ),
+        StageWork("sample", "subsets", len(found.subsets), languages - len(found.subsets)),
+        StageWork("train", "adapters", len(found.adapters), languages - len(found.adapters)),
+        StageWork(
+            "evaluate", "passes", None, passes, "fewer if some are scored already: found as it runs"
+        ),
+        StageWork("report", "pages", 0, 1),
+    )
+
+
+def _embedding(
+    config: Config, stages: Sequence[StageWork], device: Device, actors: int
+) -> EmbeddingWork:
+    rows = next(work.computed for work in stages if work.stage == "embed")
+    seconds = None
+    if config.embedding.model == BUNDLED and rows is not None:
+        rate = costs.BUNDLED_ROWS_PER_THREAD * config.embedding.threads * actors
+        seconds = rows / rate
+    return EmbeddingWork(config.embedding.model, rows, device, actors, seconds)
+
+
+def _notes(config: Config, previews: Mapping[Role, Preview], training: Training) -> Iterator[str]:
+    memory = training.memory
+    if memory.fits is False:
+        yield _too_large(training)
+    if config.training.adapter.type == "dora":
+        yield (
+            f"DoRA trains about {costs.DORA_SLOWDOWN} times slower than LoRA, and vLLM does not "
+            "serve it: serve the merged model"
+        )
+    for role, seen in previews.items():
+        if seen.certainty in ("at least", "unknown"):
+            yield f"corpora.{role}: the hub is not asked for its rows; they count once read"
+        if seen.rejected:
+            share, reason = seen.rejected
+            yield f"corpora.{role}: {share:.1%} of the rows looked at fit no format ({reason})"
+        if role == "usage" and not seen.languages_certain:
+            for language in sorted(set(config.languages) - set(seen.languages)):
+                yield f"corpora.usage: no row of {language} seen; the run stops if there is none"
+    for told in training.languages:
+        if told.own == 0:
+            yield f"{told.language} has no own rows: it trains on picked ones alone"
+        if told.certain and told.picked < config.sampling.budget:
+            yield (
+                f"{told.language}: {told.picked:,} rows of other languages for a budget "
+                f"of {config.sampling.budget:,}"
+            )
+
+
+def _too_large(training: Training) -> str:
+    memory = training.memory
+    told = (
+        f"a training worker needs about {memory.bytes.total / 1e9:.1f} GB and has "
+        f"{(memory.available or 0) / 1e9:.1f} GB"
+    )
+    if memory.largest_micro_batch:
+        return f"{told}: set training.micro_batch_size to {memory.largest_micro_batch} or less"
+    return (
+        f"{told}, with one sequence at a time too: take a smaller model, a shorter "
+        "training.max_length, fewer languages side by side, or ZeRO-3 over more workers"
+    )

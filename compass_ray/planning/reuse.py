@@ -1,0 +1,115 @@
+"""What the cache holds of a run: every stage's entries, found by the fingerprints it would use.
+
+Reads only; starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Storage
+from compass_ray.clustering.stage import STAGE as CLUSTER
+from compass_ray.clustering.stage import Clustered, clustering_fingerprint
+from compass_ray.config import Config, Role
+from compass_ray.corpora.preview import Preview
+from compass_ray.corpora.stage import STAGE as RECORDS
+from compass_ray.corpora.stage import Corpus, Part, _readings, read_corpora
+from compass_ray.embedding.stage import STAGE as EMBED
+from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprint
+from compass_ray.records import SCHEMA
+from compass_ray.sampling.stage import STAGE as SAMPLE
+from compass_ray.sampling.stage import subset_fingerprint
+from compass_ray.training.launch import STAGE as TRAIN
+from compass_ray.training.launch import adapter_fingerprint
+
+SEEN_PARTS = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """Committed entries; those of a stage are looked for only where the one before is whole.
+
+    Attributes:
+        sources: files, and languages of atlas, that the corpora consist of.
+        sources_read: how many of them are read.
+        corpus: the rows, if every source is read.
+        vectors: parts that are embedded.
+        clustered: the clustering.
+        subsets: by language.
+        adapters: by language.
+    """
+
+    sources: int
+    sources_read: int
+    corpus: Corpus | None = None
+    vectors: tuple[EmbeddedPart, ...] = ()
+    clustered: Clustered | None = None
+    subsets: Mapping[str, Artifact] = field(default_factory=dict)
+    adapters: Mapping[str, Artifact] = field(default_factory=dict)
+
+
+def look_into_cache(config: Config, storage: Storage) -> Found:
+    """Raises ``UserError`` for a source that is not there or has too many rejected rows."""
+    readings = [
+        reading.fingerprint
+        for role, sources in config.corpora.sources().items()
+        for source in sources
+        for reading in _readings(config, storage, role, source)
+    ]
+    read = sum(artifacts.find(storage, RECORDS, reading) is not None for reading in readings)
+    found = Found(len(readings), read)
+    if read < len(readings):
+        return found
+    # With every source in the cache this only looks them up.
+    corpus = read_corpora(config, storage)
+    parts = corpus.of("auxiliary", "train", "usage")
+    entries = [
+        artifacts.find(storage, EMBED, vectors_fingerprint(config.embedding, part))
+        for part in parts
+    ]
+    vectors = tuple(
+        EmbeddedPart(part, entry) for part, entry in zip(parts, entries, strict=True) if entry
+    )
+    found = replace(found, corpus=corpus, vectors=vectors)
+    if len(vectors) < len(parts):
+        return found
+    embedded = Embedded(vectors, reused_rows=corpus.rows(), computed_rows=0)
+    clusters = artifacts.find(storage, CLUSTER, clustering_fingerprint(config, embedded))
+    if clusters is None:
+        return found
+    clustered = Clustered(clusters, vectors, reused=True)
+    subsets, adapters = {}, {}
+    for language in config.languages:
+        key = subset_fingerprint(config, clustered, language)
+        subset = artifacts.find(storage, SAMPLE, key)
+        if subset is None:
+            continue
+        subsets[language] = subset
+        adapter = artifacts.find(storage, TRAIN, adapter_fingerprint(config, language, subset))
+        if adapter:
+            adapters[language] = adapter
+    return replace(found, clustered=clustered, subsets=subsets, adapters=adapters)
+
+
+def preview_found(storage: Storage, corpus: Corpus, role: Role, targets: Sequence[str]) -> Preview:
+    """Counts of rows that are read, and a sample: a part of each target, or parts spread evenly."""
+    parts = corpus.of(role)
+    seen: list[Part] = []
+    if role == "train":
+        firsts = (next((p for p in parts if t in p.languages), None) for t in targets)
+        seen = [part for part in firsts if part]
+    elif role == "auxiliary":
+        seen = [parts[i * len(parts) // SEEN_PARTS] for i in range(SEEN_PARTS) if parts]
+    columns = ["language", "prompt", "response"]
+    tables = [storage.read_table(path, columns) for path in dict.fromkeys(p.path for p in seen)]
+    return Preview(
+        rows=corpus.rows(role),
+        languages=dict(corpus.languages(role)),
+        certainty="exact",
+        languages_certain=True,
+        sample=pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns),
+    )
