@@ -165,12 +165,11 @@ def count_steps(
     """
     rows = sum(count for _, count in groups)
     share = min(1.0, _SIMULATED_ROWS / rows)
-    examples = [
-        sample[i % len(sample)]
-        for sample, count in groups
-        if sample
-        for i in range(max(1, round(count * share)) if count else 0)
-    ]
+    examples: list[Example] = []
+    for sample, count in groups:
+        if sample and count:
+            simulated = max(1, round(count * share))
+            examples += [sample[i * len(sample) // simulated] for i in range(simulated)]
     repeats = rows / len(examples)
     plan = Plan.build(
         examples,

@@ -41,13 +41,13 @@ def first_distinct(
             break
         block_BD = vectors_ND[start : start + _BLOCK].astype(np.float32)
         known = len(accepted)
-        near = (block_BD @ kept_MD[:known].T > max_similarity).any(axis=1)
-        within_BB: NDArray[np.bool_] = np.asarray(block_BD @ block_BD.T > max_similarity)
+        nearest_B: NDArray[np.float32] = np.max(block_BD @ kept_MD[:known].T, axis=1, initial=-1.0)
+        cosines_BB: NDArray[np.float32] = block_BD @ block_BD.T
         fresh: list[int] = []
         for row in range(len(block_BD)):
             if len(accepted) == count:
                 break
-            if near[row] or within_BB[row, fresh].any():
+            if nearest_B[row] > max_similarity or (cosines_BB[row, fresh] > max_similarity).any():
                 refused += 1
                 continue
             kept_MD[len(accepted)] = block_BD[row]

@@ -193,8 +193,9 @@ def _draw(
 
 
 def _wanted(pool: Pool, target: Target, cluster: int, within: str) -> NDArray[np.float32]:
-    prototype = target.prototypes_KD[cluster]
-    return prototype if within == "usage" and prototype.any() else pool.centroids_KD[cluster]
+    prototype_D: NDArray[np.float32] = target.prototypes_KD[cluster]
+    centroid_D: NDArray[np.float32] = pool.centroids_KD[cluster]
+    return prototype_D if within == "usage" and prototype_D.any() else centroid_D
 
 
 def _scores(
