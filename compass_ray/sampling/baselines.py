@@ -206,7 +206,8 @@ def fit_langrank(features: ArrayLike, relevance: ArrayLike, groups: Sequence[int
     ranks = np.concatenate([rankdata(-scores, method="min") for scores in per_target])
     grades = np.maximum(_BEST_GRADE + 1 - ranks, 0)
     data = lightgbm.Dataset(np.asarray(features, np.float64), label=grades, group=list(groups))
-    return lightgbm.train(_LIGHTGBM, data, num_boost_round=_TREES)
+    ranker: Ranker = lightgbm.train(_LIGHTGBM, data, num_boost_round=_TREES)
+    return ranker
 
 
 def langrank_order(features_LF: FloatArray, ranker: Ranker | None = None) -> IntArray:
