@@ -110,7 +110,17 @@ class Clustering(Section):
     fit_rows: Annotated[int, Field(gt=0)] = 200_000
 
 
-Strategy = Literal["compass", "random", "all", "target_only"]
+Strategy = Literal[
+    "compass",
+    "random",
+    "all",
+    "target_only",
+    "uniform",
+    "nearest",
+    "langsim",
+    "langrank",
+    "dsir",
+]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 

@@ -7,19 +7,22 @@ keeps nothing that the cache does not hold: killed, it restarts, loads again and
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
 from compass_ray.clustering.stage import Clustered
-from compass_ray.config import Sampling
+from compass_ray.config import Role, Sampling, Strategy
 from compass_ray.resources import connect
+from compass_ray.sampling.baselines import HashedNgrams, dsir_log_weights
 from compass_ray.sampling.distribution import histogram
+from compass_ray.sampling.similarity import TextProfile, uriel_distances
 from compass_ray.sampling.strategies import Pool, Selection, Target, select
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,8 @@ class GapSampler:
         """What ``settings.strategy`` adds to the language's own rows, and where it is stored."""
         if language not in self._targets:
             self._targets[language] = self._load_target(language)
-        selection = select(self._pool, self._targets[language], settings, seed)
+        target = self._with_texts(self._targets[language], settings.strategy)
+        selection = select(self._pool, target, settings, seed)
         rows = selection.rows_B
         return Located(
             selection, self._parts[rows], self._offsets[rows], self._pool.clusters_N[rows]
@@ -111,12 +115,67 @@ class GapSampler:
             prototypes_KD=(sums / np.where(lengths > 0, lengths, 1)).astype(np.float32),
         )
 
+    def _with_texts(self, target: Target, strategy: Strategy) -> Target:
+        """What only some strategies need is read when one of them asks for it."""
+        if strategy in ("langsim", "langrank"):
+            distances = uriel_distances(target.language, self._pool.languages)
+            target = replace(target, distances=distances)
+        if strategy == "langrank":
+            own = self._prompts_of(target.language, "train")
+            profile = TextProfile.of(own or self._prompts_of(target.language, "usage"))
+            target = replace(target, profile=profile, profiles=self._profiles())
+        if strategy == "dsir":
+            target = replace(target, log_weights_N=self._dsir_weights(target.language))
+        return target
+
+    def _profiles(self) -> list[TextProfile]:
+        profiles = [TextProfile.of([]) for _ in self._pool.languages]
+        for rows, prompts in self._pool_prompts():
+            codes = self._pool.languages_N[rows]
+            for code in np.unique(codes):
+                mine = [prompts[i] for i in np.flatnonzero(codes == code)]
+                profiles[code] += TextProfile.of(mine)
+        return profiles
+
+    def _dsir_weights(self, language: str) -> NDArray[np.float64]:
+        """Two passes over the prompts: the bag of the other languages, then each row's weight."""
+        ngrams = HashedNgrams()
+        is_other = np.zeros(len(self._pool.clusters_N), bool)
+        is_other[self._pool.others(language)] = True
+        raw = np.zeros(ngrams.buckets, np.int64)
+        for rows, prompts in self._pool_prompts():
+            raw += ngrams.bag(
+                [p for p, other in zip(prompts, is_other[rows], strict=True) if other]
+            )
+        wanted = ngrams.bag(self._prompts_of(language, "usage"))
+        weights = np.empty(len(self._pool.clusters_N))
+        for rows, prompts in self._pool_prompts():
+            weights[rows] = dsir_log_weights(ngrams.counts(prompts), wanted, raw)
+        return weights
+
+    def _pool_prompts(self) -> Iterator[tuple[slice, list[str]]]:
+        """Rows of the pool, part by part, and their prompts."""
+        for number in np.unique(self._parts):
+            rows = np.flatnonzero(self._parts == number)
+            prompts = self._read(int(number), ["prompt"])["prompt"].take(self._offsets[rows])
+            yield slice(int(rows[0]), int(rows[-1]) + 1), prompts.to_pylist()
+
+    def _prompts_of(self, language: str, role: Role) -> list[str]:
+        prompts: list[str] = []
+        for number, part in enumerate(self._clustered.parts):
+            if part.part.role == role and language in part.part.languages:
+                table = self._read(number, ["language", "prompt"])
+                mine = pc.equal(table["language"], language)
+                prompts += table.filter(mine)["prompt"].to_pylist()
+        return prompts
+
     def _rows(self, number: int) -> pa.Table:
-        part = self._clustered.parts[number].part
-        table = self._clustered.artifact.storage.read_table(
-            part.path, columns=["id", "language", "weight"]
-        )
+        table = self._read(number, ["id", "language", "weight"])
         return table.append_column("cluster", self._clustered.read_assignment(number)["cluster"])
+
+    def _read(self, number: int, columns: list[str]) -> pa.Table:
+        path = self._clustered.parts[number].part.path
+        return self._clustered.artifact.storage.read_table(path, columns)
 
 
 def _unseen(ids: Sequence[str], seen: set[str]) -> list[int]:

@@ -7,7 +7,7 @@ the pool, K clusters, D dimensions, B picked rows.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,8 +16,19 @@ from numpy.typing import NDArray
 
 from compass_ray.config import Sampling, Strategy
 from compass_ray.sampling.allocation import GapTable, fill_gaps, gap_table
+from compass_ray.sampling.baselines import (
+    Distances,
+    dsir_rows,
+    langrank_features,
+    langrank_order,
+    langrank_rows,
+    langsim_rows,
+    nearest_rows,
+    uniform_allocation,
+)
 from compass_ray.sampling.distribution import smooth
 from compass_ray.sampling.picking import first_distinct, gumbel_order
+from compass_ray.sampling.similarity import TextProfile
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +86,20 @@ class Target:
         usage_K: e, weighted count of usage prompts in each cluster.
         own_K: n, the language's own training rows in each cluster.
         prototypes_KD: unit mean of the usage vectors of each cluster; zeros where there are none.
+        distances: URIEL distances to ``Pool.languages`` (langsim, langrank only).
+        profile: vocabulary of the own rows, or of usage where there are none (langrank only).
+        profiles: vocabulary of each of ``Pool.languages`` (langrank only).
+        log_weights_N: DSIR's log importance weight of each row of the pool (dsir only).
     """
 
     language: str
     usage_K: NDArray[np.float64]
     own_K: NDArray[np.int64]
     prototypes_KD: NDArray[np.float32]
+    distances: Distances | None = None
+    profile: TextProfile | None = None
+    profiles: Sequence[TextProfile] | None = None
+    log_weights_N: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +130,40 @@ def _compass(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selec
     """Fill the gaps between usage and own rows exactly, then draw within each cluster.
 
     COMPASS (Flynn, arXiv 2604.20720), with the exact allocation of ``allocation.fill_gaps``.
-    A cluster whose rows run out under the refusal of near duplicates is capped at what it gave,
-    and the filling is done again without it.
     """
     p_K = smooth(target.usage_K, settings.smoothing)
+
+    def allot(m_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        return fill_gaps(p_K, target.own_K, m_K, settings.budget)
+
+    return _by_cluster(pool, target, settings, seed, allot)
+
+
+def _uniform(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+    """The same number of rows from every cluster, drawn as ``compass`` draws them."""
+
+    def allot(m_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        return uniform_allocation(m_K, settings.budget)
+
+    return _by_cluster(pool, target, settings, seed, allot)
+
+
+def _by_cluster(
+    pool: Pool,
+    target: Target,
+    settings: Sampling,
+    seed: int,
+    allot: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+) -> Selection:
+    """Draw what ``allot`` gives each cluster, [K], of the rows it can give, [K].
+
+    A cluster whose rows run out under the refusal of near duplicates is capped at what it gave,
+    and the allotment is done again without it.
+    """
     m_K = pool.available(target.language)
     drawn: dict[int, _Draw] = {}
     while True:
-        wanted_K = fill_gaps(p_K, target.own_K, m_K, settings.budget)
+        wanted_K = allot(m_K)
         short = False
         for cluster in map(int, np.flatnonzero(wanted_K)):
             wanted = int(wanted_K[cluster])
@@ -143,9 +188,7 @@ def _compass(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selec
 
 def _random(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
     """Rows of other languages, each as likely as any other."""
-    others = pool.others(target.language)
-    rng = np.random.default_rng([seed, _number(target.language)])
-    rows = np.sort(rng.permutation(others)[: settings.budget])
+    rows = _rng(target, seed).permutation(pool.others(target.language))[: settings.budget]
     return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
 
 
@@ -160,11 +203,64 @@ def _target_only(pool: Pool, target: Target, settings: Sampling, seed: int) -> S
     return _selection(pool, target, settings, rows=[np.empty(0, np.int64)], budget=0)
 
 
+def _nearest(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+    """The rows nearest to any usage prototype (``baselines.nearest_rows``)."""
+    candidates, budget = pool.others(target.language), settings.budget
+    rows = nearest_rows(pool.vectors_ND, candidates, target.prototypes_KD, budget)
+    return _selection(pool, target, settings, rows=[rows], budget=budget)
+
+
+def _langsim(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+    """Rows of the most similar languages (``baselines.langsim_rows``)."""
+    assert target.distances is not None
+    rows = langsim_rows(
+        pool.languages_N,
+        pool.languages,
+        pool.others(target.language),
+        target.distances,
+        settings.budget,
+        _rng(target, seed),
+    )
+    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+
+
+def _langrank(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+    """Rows of the languages LangRank's features put first (``baselines.langrank_order``)."""
+    assert target.profile is not None
+    assert target.profiles is not None
+    assert target.distances is not None
+    features_LF = langrank_features(
+        target.profile, target.profiles, pool.languages, target.distances
+    )
+    rows = langrank_rows(
+        pool.languages_N,
+        langrank_order(features_LF),
+        pool.others(target.language),
+        settings.budget,
+        _rng(target, seed),
+    )
+    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+
+
+def _dsir(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+    """Rows whose words resemble usage's (``baselines.dsir_rows``)."""
+    assert target.log_weights_N is not None
+    candidates = pool.others(target.language)
+    weights_C = target.log_weights_N[candidates]
+    rows = dsir_rows(weights_C, candidates, settings.budget, _rng(target, seed))
+    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+
+
 _STRATEGIES: dict[Strategy, Callable[[Pool, Target, Sampling, int], Selection]] = {
     "compass": _compass,
     "random": _random,
     "all": _all,
     "target_only": _target_only,
+    "uniform": _uniform,
+    "nearest": _nearest,
+    "langsim": _langsim,
+    "langrank": _langrank,
+    "dsir": _dsir,
 }
 
 
@@ -180,7 +276,7 @@ def _draw(
     pool: Pool, target: Target, settings: Sampling, seed: int, cluster: int, count: int
 ) -> _Draw:
     rows = pool.candidates(cluster, target.language)
-    rng = np.random.default_rng([seed, _number(target.language), cluster])
+    rng = _rng(target, seed, cluster)
     if settings.within == "random":
         order = rng.permutation(len(rows))
         scores = _scores(pool, rows, _wanted(pool, target, cluster, "usage"))
@@ -232,6 +328,10 @@ def _selection(
         refused=refused,
         unspent=budget - len(rows_B),
     )
+
+
+def _rng(target: Target, seed: int, *more: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _number(target.language), *more])
 
 
 def _number(language: str) -> int:

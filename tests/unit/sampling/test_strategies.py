@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from compass_ray.config import STRATEGIES, Sampling
 from compass_ray.sampling.allocation import fill_gaps
 from compass_ray.sampling.distribution import smooth
+from compass_ray.sampling.similarity import KINDS, TextProfile
 from compass_ray.sampling.strategies import Pool, Target, select
 
 LANGUAGES = ("de", "en", "sw")
@@ -40,6 +43,10 @@ def target(pool: Pool) -> Target:
         usage_K=np.array([0, 5, 20, 40, 35, 0.0]),
         own_K=np.array([30, 30, 0, 0, 10, 0]),
         prototypes_KD=prototypes,
+        distances={kind: {"de": 0.3, "en": 0.5, "sw": 0.0} for kind in KINDS},
+        profile=TextProfile.of(["moja mbili tatu"]),
+        profiles=[TextProfile.of([text]) for text in ("eins zwei", "moja two", "moja mbili")],
+        log_weights_N=np.linspace(-5, 5, 900),
     )
 
 
@@ -66,7 +73,8 @@ def test_how_many_rows_each_strategy_takes(pool: Pool, target: Target) -> None:
         for strategy in STRATEGIES
     }
     others = int((pool.languages_N != 2).sum())
-    assert taken == {"compass": 120, "random": 120, "all": others, "target_only": 0}
+    expected = dict.fromkeys(STRATEGIES, 120) | {"all": others, "target_only": 0}
+    assert taken == expected
 
 
 def test_compass_allocates_as_fill_gaps_does(pool: Pool, target: Target) -> None:
@@ -122,3 +130,20 @@ def test_a_cluster_without_usage_is_scored_by_its_centroid(pool: Pool, target: T
     mine = pool.clusters_N[chosen.rows_B] == 5
     expected = pool.vectors_ND[chosen.rows_B[mine]].astype(np.float32) @ pool.centroids_KD[5]
     assert chosen.scores_B[mine] == pytest.approx(expected, abs=1e-5)
+
+
+def test_langsim_takes_the_nearest_language_first(pool: Pool, target: Target) -> None:
+    chosen = select(pool, target, Sampling(strategy="langsim", budget=120), 0)
+    assert set(pool.languages_N[chosen.rows_B].tolist()) == {LANGUAGES.index("de")}
+
+
+def test_langrank_goes_by_vocabulary_where_distances_are_equal(pool: Pool, target: Target) -> None:
+    equal = {kind: dict.fromkeys(LANGUAGES, 0.4) for kind in KINDS}
+    settings = Sampling(strategy="langrank", budget=120)
+    chosen = select(pool, replace(target, distances=equal), settings, 0)
+    assert set(pool.languages_N[chosen.rows_B].tolist()) == {LANGUAGES.index("en")}
+
+
+def test_uniform_takes_the_same_from_every_cluster(pool: Pool, target: Target) -> None:
+    chosen = select(pool, target, Sampling(strategy="uniform", budget=120), 0)
+    assert chosen.gaps.added.tolist() == [20] * K
