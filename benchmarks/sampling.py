@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+
+# Products of a few hundred rows: BLAS threads would spend the time waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import platform
 import resource
 import sys

@@ -128,6 +128,27 @@ def plan(
 
 
 @app.command()
+def compare(
+    config: ConfigPath,
+    strategies: Annotated[
+        str, typer.Option(help="Names, comma between; compass is always among them")
+    ] = "random,all,target_only",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions, from run.seed on")] = 1,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Strategies at the same budget, steps and items, with compass tested against each."""
+    settings = _load(config, overrides, verbose)
+    from compass_ray import compare as comparison
+
+    with contextlib.redirect_stdout(sys.stderr):
+        rows = comparison.compare(settings, [n.strip() for n in strategies.split(",")], seeds)
+    shown = json.dumps(comparison.as_json(rows), indent=1) if as_json else comparison.markdown(rows)
+    print(shown)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine or cluster can do, and what is missing."""
     from compass_ray.doctor import examine, format_checks

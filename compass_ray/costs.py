@@ -36,8 +36,8 @@ _HEAP_SHARE = {"cpu": 0.5, "cuda": 0.1}
 # torch, Ray, DeepSpeed, transformers and PEFT imported: 545 MB resident.
 PROCESS_BYTES = 600_000_000
 
-CPU_FLOPS_PER_THREAD = 0.095e12
-"""Measured: a LoRA step of a 135M model in float32 at 360 tokens/s on two threads."""
+CPU_FLOPS_PER_THREAD = 0.08e12
+"""Measured: LoRA steps of a 135M model in float32 at 140 to 180 tokens/s on one thread."""
 GPU_UTILISATION = 0.4
 """Share of the peak that training reaches: LoRA on one H100 was measured at 402 of 990 TFLOP/s."""
 DORA_SLOWDOWN = 1.3

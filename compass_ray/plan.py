@@ -150,7 +150,13 @@ def _stages(
     counted = all(seen.certainty in ("exact", "estimated") for seen in to_embed)
     rows = sum(seen.rows or 0 for seen in to_embed)
     models = 2 if config.evaluation.baseline else 1
-    passes = languages * len(config.evaluation.tasks) * models
+    items = previews["evaluation"]
+    scored = [
+        language
+        for language in config.languages
+        if items.languages.get(language) or not items.languages_certain
+    ]
+    passes = len(scored) * len(config.evaluation.tasks) * models
     return (
         StageWork("records", "sources", found.sources_read, found.sources - found.sources_read),
         StageWork(
@@ -169,9 +175,7 @@ def _stages(
         ),
         StageWork("sample", "subsets", len(found.subsets), languages - len(found.subsets)),
         StageWork("train", "adapters", len(found.adapters), languages - len(found.adapters)),
-        StageWork(
-            "evaluate", "passes", None, passes, "fewer if some are scored already: found as it runs"
-        ),
+        StageWork("evaluate", "passes", found.passes_scored, passes - found.passes_scored),
         StageWork("report", "pages", 0, 1),
     )
 
@@ -206,7 +210,7 @@ def _notes(config: Config, previews: Mapping[Role, Preview], training: Training)
             for language in sorted(set(config.languages) - set(seen.languages)):
                 yield f"corpora.usage: no row of {language} seen; the run stops if there is none"
     for told in training.languages:
-        if told.own == 0:
+        if told.own == 0 and previews["train"].languages_certain:
             yield f"{told.language} has no own rows: it trains on picked ones alone"
         if told.certain and told.picked < config.sampling.budget:
             yield (

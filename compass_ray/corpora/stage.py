@@ -97,12 +97,7 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     Raises ``UserError`` for a source that cannot be read, and when more than
     ``corpora.max_rejected`` of a role's rows fit no format.
     """
-    readings = [
-        reading
-        for role, sources in config.corpora.sources().items()
-        for source in sources
-        for reading in _readings(config, storage, role, source)
-    ]
+    readings = _all_readings(config, storage)
     found = {r.fingerprint: artifacts.find(storage, STAGE, r.fingerprint) for r in readings}
     missing = [r for r in readings if found[r.fingerprint] is None]
     if missing:
@@ -127,6 +122,25 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
         reused=len(readings) - len(missing),
         computed=len(missing),
     )
+
+
+def count_cached(config: Config, storage: Storage) -> tuple[int, int]:
+    """Files, and languages of atlas, that the corpora consist of, and how many are read already.
+
+    Raises ``UserError`` for a source that is not there.
+    """
+    readings = _all_readings(config, storage)
+    cached = [artifacts.find(storage, STAGE, reading.fingerprint) for reading in readings]
+    return len(readings), sum(artifact is not None for artifact in cached)
+
+
+def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
+    return [
+        reading
+        for role, sources in config.corpora.sources().items()
+        for source in sources
+        for reading in _readings(config, storage, role, source)
+    ]
 
 
 def _readings(config: Config, storage: Storage, role: Role, source: Source) -> list[_Reading]:

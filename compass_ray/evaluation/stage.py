@@ -59,13 +59,7 @@ def evaluate(
     config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
 ) -> Evaluated:
     """Item by item, base beside adapter, for every language that has an adapter and items."""
-    jobs = {
-        (language, task, model): _job(config, storage, corpus, language, task, adapter)
-        for language, trained in adapters.items()
-        for task in config.evaluation.tasks
-        for model, adapter in _models(config.evaluation, trained)
-        if _parts(corpus, language)
-    }
+    jobs = _jobs(config, storage, corpus, adapters)
     for language in adapters:
         if not _parts(corpus, language):
             log.warning("evaluate %s: no items in corpora.evaluation; not scored", language)
@@ -89,6 +83,26 @@ def evaluate(
         reused_items=sum(n for key, n in counts.items() if jobs[key].fingerprint not in fresh),
         computed_items=sum(n for key, n in counts.items() if jobs[key].fingerprint in fresh),
     )
+
+
+def count_cached(
+    config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
+) -> int:
+    """How many passes over the items, base and adapters, are scored already."""
+    jobs = _jobs(config, storage, corpus, adapters).values()
+    return sum(artifacts.find(storage, STAGE, job.fingerprint) is not None for job in jobs)
+
+
+def _jobs(
+    config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
+) -> dict[tuple[str, str, Model], _Job]:
+    return {
+        (language, task, model): _job(config, storage, corpus, language, task, adapter)
+        for language, trained in adapters.items()
+        for task in config.evaluation.tasks
+        for model, adapter in _models(config.evaluation, trained)
+        if _parts(corpus, language)
+    }
 
 
 def _models(config: Evaluation, trained: Artifact) -> Sequence[tuple[Model, Artifact | None]]:

@@ -16,10 +16,10 @@ from compass_ray.clustering.stage import STAGE as CLUSTER
 from compass_ray.clustering.stage import Clustered, clustering_fingerprint
 from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview
-from compass_ray.corpora.stage import STAGE as RECORDS
-from compass_ray.corpora.stage import Corpus, Part, _readings, read_corpora
+from compass_ray.corpora.stage import Corpus, Part, count_cached, read_corpora
 from compass_ray.embedding.stage import STAGE as EMBED
 from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprint
+from compass_ray.evaluation.stage import count_cached as count_scored
 from compass_ray.records import SCHEMA
 from compass_ray.sampling.stage import STAGE as SAMPLE
 from compass_ray.sampling.stage import subset_fingerprint
@@ -41,6 +41,7 @@ class Found:
         clustered: the clustering.
         subsets: by language.
         adapters: by language.
+        passes_scored: passes of the evaluation.
     """
 
     sources: int
@@ -50,19 +51,14 @@ class Found:
     clustered: Clustered | None = None
     subsets: Mapping[str, Artifact] = field(default_factory=dict)
     adapters: Mapping[str, Artifact] = field(default_factory=dict)
+    passes_scored: int = 0
 
 
 def look_into_cache(config: Config, storage: Storage) -> Found:
     """Raises ``UserError`` for a source that is not there or has too many rejected rows."""
-    readings = [
-        reading.fingerprint
-        for role, sources in config.corpora.sources().items()
-        for source in sources
-        for reading in _readings(config, storage, role, source)
-    ]
-    read = sum(artifacts.find(storage, RECORDS, reading) is not None for reading in readings)
-    found = Found(len(readings), read)
-    if read < len(readings):
+    sources, read = count_cached(config, storage)
+    found = Found(sources, read)
+    if read < sources:
         return found
     # With every source in the cache this only looks them up.
     corpus = read_corpora(config, storage)
@@ -92,7 +88,13 @@ def look_into_cache(config: Config, storage: Storage) -> Found:
         adapter = artifacts.find(storage, TRAIN, adapter_fingerprint(config, language, subset))
         if adapter:
             adapters[language] = adapter
-    return replace(found, clustered=clustered, subsets=subsets, adapters=adapters)
+    return replace(
+        found,
+        clustered=clustered,
+        subsets=subsets,
+        adapters=adapters,
+        passes_scored=count_scored(config, storage, corpus, adapters),
+    )
 
 
 def preview_found(storage: Storage, corpus: Corpus, role: Role, targets: Sequence[str]) -> Preview:

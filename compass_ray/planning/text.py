@@ -81,12 +81,18 @@ def _rows(plan: Plan) -> list[str]:
 
 def _languages(rows: RoleRows, names: Sequence[str]) -> str:
     count = sum(rows.languages.get(name, 0) for name in names)
+    if rows.certainty == "unknown":
+        return "?"
+    if rows.certainty == "at least":
+        return f">={count:,}"
     return _count(count, rows.languages_certain) if count else "-"
 
 
 def _total(rows: RoleRows) -> str:
+    if rows.rows is None:
+        return "?"
     mark = {"exact": "", "estimated": "~", "at least": ">=", "unknown": ""}[rows.certainty]
-    return f"{mark}{_count(rows.rows)}"
+    return f"{mark}{rows.rows:,}"
 
 
 def _stages(plan: Plan) -> list[str]:
@@ -106,6 +112,8 @@ def _cluster(plan: Plan) -> list[str]:
     if has.gpus:
         gpus += f" ({has.gpu or 'kind not known'}, {gigabytes(has.gpu_bytes)} each)"
     encoders = f"{embedding.actors} x {embedding.model} on {embedding.device}"
+    if embedding.seconds:
+        encoders += f", ~{duration(embedding.seconds)}"
     wanted = len(plan.targets)
     workers = f"{training.workers} worker{'s' if training.workers > 1 else ''}"
     lines = [
@@ -113,7 +121,7 @@ def _cluster(plan: Plan) -> list[str]:
             f"  {has.where}",
             f"{nodes}, {has.cpus:g} CPU, {gpus}, {gigabytes(has.node_bytes)} a node",
         ],
-        ["  encoders", f"{encoders}, {duration(embedding.seconds)}"],
+        ["  encoders", encoders],
         [
             "  languages",
             f"{training.parallel} of {wanted} side by side, {workers} each on {training.device}",
@@ -150,7 +158,7 @@ def _language(told: LanguageTraining) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     memory = plan.training.memory
-    header = f"{memory.micro_batch} sequences of {memory.tokens} tokens at once"
+    header = f"micro-batch of {memory.micro_batch} x {memory.tokens} tokens"
     lines = [["memory of a worker", "", header]]
     for name, how in memory.assumptions.items():
         lines.append([f"  {name}", gigabytes(getattr(memory.bytes, name)), how])
@@ -163,9 +171,9 @@ def _memory(plan: Plan) -> list[str]:
 
 def _time(plan: Plan) -> list[str]:
     training = plan.training
+    if all(told.reused for told in training.languages):
+        return ["time     nothing left to train"]
     unit = "GPU-hours" if training.device == "cuda" else "core-hours"
-    hours = "?" if training.device_hours is None else f"{training.device_hours:,.2f}"
-    return [
-        f"time     ~{duration(training.wall_seconds)} of training, {hours} {unit}",
-        f"  {training.assumption}",
-    ]
+    hours = "?" if training.device_hours is None else f"~{training.device_hours:,.2f}"
+    wall = duration(training.wall_seconds)
+    return [f"time     ~{wall} of training, {hours} {unit}", f"  {training.assumption}"]

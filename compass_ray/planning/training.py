@@ -15,6 +15,7 @@ from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview, sample_of
 from compass_ray.costs import Memory, ModelSize, Steps
 from compass_ray.embedding.encoders import Device
+from compass_ray.errors import UserError
 from compass_ray.models import load_tokenizer
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.reuse import Found
@@ -127,7 +128,11 @@ def plan_training(
         if on_gpu
         else costs.CPU_FLOPS_PER_THREAD * shape.cpus
     )
-    tokenizer = load_tokenizer(settings.model)
+    try:
+        tokenizer = load_tokenizer(settings.model)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"training.model: no tokenizer in {settings.model} ({reason})") from None
     languages = tuple(
         _language(config, language, found, previews, tokenizer, size, rate)
         for language in config.languages
@@ -176,7 +181,8 @@ def _language(
         examples = tokenise(
             prompts, responses, tokenizer, settings.max_length, settings.system_prompt
         ).examples
-        return examples, round(count * len(examples) / max(1, len(prompts)))
+        # Rows that teach nothing are left out in training too.
+        return examples, round(count * len(examples) / len(prompts)) if prompts else count
 
     own: int | None
     if language in found.subsets:
@@ -195,8 +201,11 @@ def _language(
             documents(train.filter(pc.equal(train["language"], language)), own or 0),
             documents(pool.filter(pc.not_equal(pool["language"], language)), picked),
         ]
+    # Rows of which none could be looked at are taken to be like the others.
+    every = [example for examples, _ in groups for example in examples]
+    groups = [(examples or every, count) for examples, count in groups]
     steps = seconds = None
-    if any(count for _, count in groups):
+    if every and any(count for _, count in groups):
         steps = costs.count_steps(groups, settings, config.run.seed)
         work = costs.training_flops(size, settings, steps.padded_tokens)
         seconds = costs.LAUNCH_SECONDS + work / (rate * settings.workers_per_language)

@@ -1,6 +1,6 @@
 """Which rows of a cluster: Gumbel-top-k on similarity, near duplicates refused. Pure.
 
-Shapes: N candidate rows, D dimensions. All vectors have length 1.
+Shapes: N rows, M of them in an order, D dimensions. All vectors have length 1.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 256
+_LARGEST_BLOCK = 256
 
 
 def gumbel_order(
@@ -24,33 +24,39 @@ def gumbel_order(
 
 
 def first_distinct(
-    vectors_ND: NDArray[np.float16], count: int, max_similarity: float
+    vectors_ND: NDArray[np.float16],
+    order_M: NDArray[np.int64],
+    count: int,
+    max_similarity: float,
 ) -> tuple[NDArray[np.int64], int]:
-    """Indices of the first ``count`` rows of which no two are nearer than ``max_similarity``.
+    """The first ``count`` rows of an order of which no two are nearer than ``max_similarity``.
 
     A row is refused when its cosine to one accepted before it is higher. Returns the accepted
-    indices in order (fewer than ``count`` when rows run out) and how many were refused.
+    rows in order (fewer than ``count`` when rows run out) and how many were refused. Vectors are
+    read only as far down the order as it takes.
     """
     if max_similarity >= 1:
-        return np.arange(min(count, len(vectors_ND))), 0
+        return order_M[:count], 0
     accepted: list[int] = []
-    kept_MD = np.empty((count, vectors_ND.shape[1]), dtype=np.float32)
+    kept_CD = np.empty((min(count, len(order_M)), vectors_ND.shape[1]), dtype=np.float32)
     refused = 0
-    for start in range(0, len(vectors_ND), _BLOCK):
+    block = int(np.clip(count, 16, _LARGEST_BLOCK))
+    for start in range(0, len(order_M), block):
         if len(accepted) == count:
             break
-        block_BD = vectors_ND[start : start + _BLOCK].astype(np.float32)
-        known = len(accepted)
-        nearest_B: NDArray[np.float32] = np.max(block_BD @ kept_MD[:known].T, axis=1, initial=-1.0)
+        rows_B = order_M[start : start + block]
+        block_BD = vectors_ND[rows_B].astype(np.float32)
+        kept = len(accepted)
+        nearest_B: NDArray[np.float32] = np.max(block_BD @ kept_CD[:kept].T, axis=1, initial=-1.0)
         cosines_BB: NDArray[np.float32] = block_BD @ block_BD.T
         fresh: list[int] = []
-        for row in range(len(block_BD)):
+        for row in range(len(rows_B)):
             if len(accepted) == count:
                 break
             if nearest_B[row] > max_similarity or (cosines_BB[row, fresh] > max_similarity).any():
                 refused += 1
                 continue
-            kept_MD[len(accepted)] = block_BD[row]
-            accepted.append(start + row)
+            kept_CD[len(accepted)] = block_BD[row]
+            accepted.append(int(rows_B[row]))
             fresh.append(row)
     return np.array(accepted, dtype=np.int64), refused

@@ -283,9 +283,8 @@ def _draw(
     else:
         scores = _scores(pool, rows, _wanted(pool, target, cluster, settings.within))
         order = gumbel_order(scores, settings.temperature, rng)
-    chosen, refused = first_distinct(pool.vectors_ND[rows[order]], count, settings.max_similarity)
-    picked = order[chosen]
-    return _Draw(rows[picked], scores[picked], refused, count)
+    picked, refused = first_distinct(pool.vectors_ND, rows[order], count, settings.max_similarity)
+    return _Draw(picked, scores[np.searchsorted(rows, picked)], refused, count)
 
 
 def _wanted(pool: Pool, target: Target, cluster: int, within: str) -> NDArray[np.float32]:

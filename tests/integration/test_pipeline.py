@@ -14,6 +14,7 @@ import torch
 from compass_ray import load_config, run
 from compass_ray.artifacts import Storage
 from compass_ray.clustering.stage import cluster_corpus
+from compass_ray.compare import compare
 from compass_ray.corpora.stage import read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.models import load_base
@@ -151,3 +152,29 @@ def test_a_killed_gap_sampler_still_answers(config_path: Path) -> None:
     ray.kill(sampler, no_restart=False)
     for answer in ray.get(answers):
         assert answer.selection.rows_B.tolist() == before.selection.rows_B.tolist()
+
+
+def test_compare_gives_every_strategy_the_same_steps_and_items(config_path: Path) -> None:
+    rows = {row.strategy: row for row in compare(load_config(config_path), ["all"], 1)}
+    assert set(rows) == {"base", "compass", "all"}
+    assert {row.items for row in rows.values()} == {20}
+    assert rows["compass"].p_value is None
+    for name in ("base", "all"):
+        expected = rows["compass"].accuracy - rows[name].accuracy
+        assert rows[name].difference == pytest.approx(expected)
+        assert 0 < rows[name].p_value <= 1
+    config = load_config(config_path)
+    summaries = [
+        json.loads(commit.read_text())["summary"]
+        for commit in Path(config.run.storage).glob("cache/train/*/_COMMITTED")
+    ]
+    steps = [told["steps"] for told in summaries if told["rows"] > 200]
+    assert steps, "the strategy all trains on every row"
+    assert max(steps) <= 10
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "nearest", "langsim", "langrank", "dsir"])
+def test_every_strategy_fills_the_budget(config_path: Path, strategy: str) -> None:
+    overrides = [f"sampling.strategy={strategy}", f"run.name={strategy}"]
+    result = run(load_config(config_path, overrides), until="sample")
+    assert [told["picked"] for told in result.languages.values()] == [40, 40]

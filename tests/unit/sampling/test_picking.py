@@ -36,7 +36,7 @@ def test_a_low_temperature_is_a_plain_ranking() -> None:
 @pytest.mark.parametrize("rows", [40, 700])
 def test_no_two_accepted_rows_are_nearer_than_allowed(rows: int) -> None:
     vectors = unit(rows, dimension=4)
-    accepted, refused = first_distinct(vectors, rows, 0.9)
+    accepted, refused = first_distinct(vectors, np.arange(len(vectors)), rows, 0.9)
     kept = vectors[accepted].astype(np.float32)
     similarity = kept @ kept.T - 2 * np.eye(len(kept))
     assert similarity.max() <= 0.9
@@ -48,12 +48,12 @@ def test_no_two_accepted_rows_are_nearer_than_allowed(rows: int) -> None:
 
 def test_asking_for_more_rows_only_adds_rows() -> None:
     vectors = unit(600, dimension=4)
-    few, _ = first_distinct(vectors, 20, 0.9)
-    more, _ = first_distinct(vectors, 35, 0.9)
+    few, _ = first_distinct(vectors, np.arange(len(vectors)), 20, 0.9)
+    more, _ = first_distinct(vectors, np.arange(len(vectors)), 35, 0.9)
     assert more[:20].tolist() == few.tolist()
 
 
 def test_a_bound_of_one_refuses_nothing() -> None:
     same = np.repeat(unit(1), 5, axis=0)
-    assert first_distinct(same, 3, 1.0)[0].tolist() == [0, 1, 2]
-    assert first_distinct(same, 3, 0.97)[0].tolist() == [0]
+    assert first_distinct(same, np.arange(5), 3, 1.0)[0].tolist() == [0, 1, 2]
+    assert first_distinct(same, np.arange(5), 3, 0.97)[0].tolist() == [0]
