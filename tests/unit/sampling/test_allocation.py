@@ -166,7 +166,7 @@ def test_whole_rows_beat_rounding_by_largest_remainder():
 
 
 @given(problems(), st.integers(0, 90))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_caps_hold_and_the_budget_is_spent_exactly(problem, budget):
     p, n, m = problem
     rows = min(budget, m.sum())
@@ -181,7 +181,7 @@ def test_caps_hold_and_the_budget_is_spent_exactly(problem, budget):
 
 
 @given(problems(), st.integers(0, 80))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_one_row_more_in_the_budget_is_one_row_more_in_one_cluster(problem, budget):
     p, n, m = problem
     more = fill_gaps(p, n, m, budget + 1) - fill_gaps(p, n, m, budget)
@@ -190,7 +190,7 @@ def test_one_row_more_in_the_budget_is_one_row_more_in_one_cluster(problem, budg
 
 
 @given(problems(min_own=1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_divergence_falls_with_the_budget_and_once_it_rises_never_falls_again(problem):
     p, n, m = problem
     divergences = [kl_divergence(p, n + water_fill(p, n, m, b)) for b in range(m.sum() + 1)]
@@ -200,7 +200,7 @@ def test_the_divergence_falls_with_the_budget_and_once_it_rises_never_falls_agai
 
 
 @given(problems(min_own=1), st.integers(1, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_more_budget_never_raises_the_divergence_where_no_cap_binds(problem, budget):
     p, n, _ = problem
     m = np.full(len(p), budget)
@@ -215,7 +215,7 @@ def test_more_budget_may_raise_the_divergence_when_the_wanted_clusters_are_exhau
 
 
 @given(problems(), st.integers(0, 80), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_permuting_the_clusters_permutes_the_rows_up_to_equal_clusters(problem, budget, random):
     p, n, m = problem
     order = list(range(len(p)))
