@@ -139,14 +139,14 @@ def read_batches(ref: FileRef, batch_rows: int = _BATCH_ROWS) -> Iterator[tuple[
         first += len(batch)
 
 
-def read_source(source: Source, role: Role) -> Iterator[Normalised]:
-    """Read all files of an entry as rows, up to ``rows`` records in all.
+def read_files(files: Iterable[FileRef], source: Source, role: Role) -> Iterator[Normalised]:
+    """Read files of an entry as rows, up to ``source.rows`` records in all.
 
     Raises:
-        UserError: As ``list_files``, ``read_batches`` and ``records.to_rows``.
+        UserError: As ``read_batches`` and ``records.to_rows``.
     """
     left = source.rows
-    for ref in list_files(source):
+    for ref in files:
         for part in read_file(ref, source, role, rows=left):
             yield part
             if left is not None:

@@ -19,7 +19,7 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
 from compass_ray.config import ROLES, Config, Role, Source
 from compass_ray.corpora import atlas
-from compass_ray.corpora.sources import FileRef, list_files, read_file
+from compass_ray.corpora.sources import FileRef, list_files, read_files
 from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
 from compass_ray.progress import Progress
@@ -187,14 +187,7 @@ def _read(reading: _Reading) -> Artifact:
 def _batches(reading: _Reading) -> Iterator[Normalised]:
     source, role = reading.source, reading.role
     if reading.language is None:
-        left = source.rows
-        for file in reading.files:
-            for batch in read_file(file, source, role, rows=left):
-                yield batch
-                if left is not None:
-                    left -= batch.rows.num_rows + batch.rejected.num_rows
-            if left is not None and left <= 0:
-                return
+        yield from read_files(reading.files, source, role)
     elif role == "evaluation":
         items = atlas.items([reading.language], source.rows)
         yield to_rows(items, format="global_mmlu", role=role, language=None, source="atlas")

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from compass_ray.corpora import sources
-from compass_ray.corpora.sources import FileRef, list_files, read_batches, read_source
+from compass_ray.corpora.sources import FileRef, list_files, read_batches, read_files
 from compass_ray.errors import UserError
 from compass_ray.records import Normalised, Role
 
@@ -54,7 +54,7 @@ def read(path: Path | str, batch_rows: int = 4096, **options: Any) -> list[dict[
 
 
 def rows_of(entry: Entry, role: Role = "train") -> pa.Table:
-    return pa.concat_tables(part.rows for part in read_source(entry, role))
+    return pa.concat_tables(part.rows for part in read_files(list_files(entry), entry, role))
 
 
 def names(refs: list[FileRef]) -> list[str]:
@@ -229,7 +229,8 @@ def test_a_corrupt_parquet_file_is_named(tmp_path: Path) -> None:
 
 def test_a_source_is_read_as_rows_with_its_weight_and_language(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*records(2), {"prompt": "q", "completion": ""}])
-    (part,) = read_source(Entry(str(path), language="Swahili", weight=0.5), "train")
+    entry = Entry(str(path), language="Swahili", weight=0.5)
+    (part,) = read_files(list_files(entry), entry, "train")
     assert isinstance(part, Normalised)
     assert part.rows["language"].to_pylist() == ["sw", "sw"]
     assert part.rows["weight"].to_pylist() == [0.5, 0.5]
@@ -259,7 +260,8 @@ def test_unknown_columns_are_refused_with_the_file(tmp_path: Path) -> None:
 def test_the_format_is_recognised_once_for_each_file(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [*records(5000), {"inputs": "q", "targets": "a"}])
     write(tmp_path / "b.jsonl", [{"inputs": "q", "targets": "a"}])
-    parts = list(read_source(Entry(str(tmp_path)), "train"))
+    entry = Entry(str(tmp_path))
+    parts = list(read_files(list_files(entry), entry, "train"))
     assert [part.rows.num_rows for part in parts] == [4096, 904, 1]
     assert parts[1].rejected["row"].to_pylist() == [5000]
 
