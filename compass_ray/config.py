@@ -174,8 +174,11 @@ class Training(Section):
     workers_per_language: Annotated[int, Field(gt=0)] = 1
 
 
+Task = Literal["items"]
+
+
 class Evaluation(Section):
-    tasks: list[str] = Field(default_factory=lambda: ["items"])
+    tasks: list[Task] = Field(["items"], description="items: those of corpora.evaluation")
     limit: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = Field(8, json_schema_extra=EXECUTION)
     baseline: bool = True
