@@ -118,11 +118,6 @@ class Storage:
         if self.exists(path):
             self.filesystem.delete_dir(self.path(path))
 
-    def upload_dir(self, local: str | Path, path: str) -> None:
-        for file in sorted(Path(local).rglob("*")):
-            if file.is_file():
-                self.write_bytes(f"{path}/{file.relative_to(local)}", file.read_bytes())
-
     def download_dir(self, path: str, local: str | Path) -> None:
         for name in self.list_files(path):
             target = Path(local, name)

@@ -28,6 +28,7 @@ from compass_ray.evaluation.statistics import (
     paired_permutation_test,
 )
 from compass_ray.models import load_tokenizer
+from compass_ray.pipeline import STAGES, check_config, check_corpus
 from compass_ray.sampling.stage import SUBSET, sample
 from compass_ray.training.data import Plan, tokenise
 from compass_ray.training.launch import train_languages
@@ -76,12 +77,14 @@ def compare(config: Config, strategies: Sequence[str], seeds: int) -> list[Row]:
     if unknown:
         known = ", ".join(get_args(Strategy))
         raise UserError(f"--strategies: {unknown[0]} is not known; known are {known}")
+    check_config(config, STAGES.index("evaluate"))
     storage = Storage.open(config.run.storage)
     names = dict.fromkeys([REFERENCE, *strategies])
     answers: Answers = {}
     for seed in range(config.run.seed, config.run.seed + seeds):
         seeded = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
         corpus = read_corpora(seeded, storage)
+        check_corpus(seeded, corpus)
         clustered = cluster_corpus(seeded, storage, corpus, embed(seeded, storage, corpus))
         fixed = _with_equal_steps(seeded, storage, clustered)
         for name in names:

@@ -57,10 +57,10 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     storage = Storage.open(config.run.storage)
     book = _Book(config, storage)
     last = STAGES.index(until)
-    _check(config, last)
+    check_config(config, last)
 
     corpus = book.stage("records", lambda: read_corpora(config, storage), _records_entry)
-    _check_languages(config, corpus)
+    check_corpus(config, corpus)
     embedded = book.stage("embed", lambda: embed(config, storage, corpus), _embed_entry)
     if last < STAGES.index("cluster"):
         return book.close()
@@ -101,14 +101,22 @@ def write_only_report(config: Config) -> str:
     return write_report(storage, config.run.name)
 
 
-def _check(config: Config, last: int) -> None:
+def check_config(config: Config, last: int) -> None:
+    """Raise ``UserError`` for what the stages up to ``last`` need and is not there."""
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)
         parallel_languages(config, cluster())
 
 
-def _check_languages(config: Config, corpus: Corpus) -> None:
+def check_corpus(config: Config, corpus: Corpus) -> None:
+    """Raise ``UserError`` for what the rows read cannot give, before any of them is embedded."""
+    pool = corpus.rows("auxiliary")
+    if config.clustering.k > pool:
+        raise UserError(
+            f"clustering.k: {config.clustering.k} clusters asked of {pool} auxiliary rows; "
+            f"choose k of at most {pool}"
+        )
     asked = corpus.languages("usage")
     for language in config.languages:
         if not asked[language]:

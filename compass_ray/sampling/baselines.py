@@ -118,7 +118,7 @@ def langsim_rows(
     with np.errstate(invalid="ignore"):
         mean_L = np.where(known_LF, table_LF, 0.0).sum(axis=1) / known_LF.sum(axis=1)
     order_L = np.lexsort((np.array(languages), mean_L))  # NaN sorts last
-    return _whole_languages(languages_N, order_L, candidates, budget, rng)
+    return langrank_rows(languages_N, order_L, candidates, budget, rng)
 
 
 class Ranker(Protocol):
@@ -244,7 +244,16 @@ def langrank_rows(
         budget: rows to choose.
         rng: draws the rows of the last language.
     """
-    return _whole_languages(languages_N, order_L, candidates, budget, rng)
+    languages_C = languages_N[candidates]
+    taken = [np.empty(0, np.int64)]
+    for language in order_L:
+        rows = np.sort(candidates[languages_C == language])
+        if len(rows) >= budget:
+            taken.append(rng.permutation(rows)[:budget])
+            break
+        taken.append(rows)
+        budget -= len(rows)
+    return np.concatenate(taken)
 
 
 @dataclass(frozen=True)
@@ -330,25 +339,6 @@ def dsir_rows(
         rng: draws the noise.
     """
     return candidates[gumbel_order(log_weights_C.astype(np.float32), 1.0, rng)[:budget]]
-
-
-def _whole_languages(
-    languages_N: NDArray[np.integer[Any]],
-    order_L: IntArray,
-    candidates: IntArray,
-    budget: int,
-    rng: np.random.Generator,
-) -> IntArray:
-    languages_C = languages_N[candidates]
-    taken = [np.empty(0, np.int64)]
-    for language in order_L:
-        rows = np.sort(candidates[languages_C == language])
-        if len(rows) >= budget:
-            taken.append(rng.permutation(rows)[:budget])
-            break
-        taken.append(rows)
-        budget -= len(rows)
-    return np.concatenate(taken)
 
 
 def _distance_table(languages: Sequence[str], distances: Distances) -> FloatArray:
