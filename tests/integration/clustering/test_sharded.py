@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compass_ray.clustering import sharded
+from compass_ray.clustering.kmeans import ITERATIONS
+from compass_ray.clustering.lloyd import Sums, next_centroids, part_sums
+from compass_ray.clustering.sharded import Rows, fit_sharded
+
+pytestmark = pytest.mark.ray
+
+
+def blobs() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(20, 16)) * 4
+    return (centres[rng.integers(20, size=4000)] + rng.normal(size=(4000, 16))).astype(np.float32)
+
+
+def shard(number: int, pids: Path) -> Rows:
+    Path(pids, f"{number}-{os.getpid()}").touch()
+    return Rows(blobs()[number * 2000 : (number + 1) * 2000])
+
+
+def test_shards_give_the_clusters_of_the_whole_though_an_actor_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.from_numpy(blobs())
+    start = blobs()[:20]
+    expected = start
+    for _ in range(ITERATIONS):
+        expected = next_centroids(part_sums(rows, None, expected), expected)
+    passes: list[float] = []
+
+    def killing(sums: Sums, centroids: np.ndarray) -> np.ndarray:
+        passes.append(sums.inertia)
+        if len(passes) == 3:
+            (victim,) = tmp_path.glob("1-*")
+            os.kill(int(victim.name.split("-")[1]), signal.SIGKILL)
+        return next_centroids(sums, centroids)
+
+    monkeypatch.setattr(sharded, "next_centroids", killing)
+    found = fit_sharded([partial(shard, n, tmp_path) for n in range(2)], start, cpus=0.5)
+    assert len(list(tmp_path.glob("1-*"))) == 2, "the second shard was loaded again"
+    assert passes == sorted(passes, reverse=True)
+    assert found.centroids == pytest.approx(expected, abs=0.05)
+    _, distance = found.assign(blobs())
+    assert found.inertia == pytest.approx(float((distance.astype(float) ** 2).sum()), rel=1e-5)
