@@ -60,6 +60,21 @@ class Source(Section):
     languages: list[str] | None = Field(None, description="Only these languages (atlas)")
 
 
+class Cleaning(Section):
+    """What is dropped of auxiliary and own rows as they are read, and counted; default: nothing."""
+
+    min_chars: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Fewest characters of prompt and response together"
+    )
+    max_chars: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Most characters of prompt and response together"
+    )
+    language_confidence: Annotated[float, Field(gt=0.5, le=1)] | None = Field(
+        None,
+        description="Drop a row that is in another language than it states with this probability",
+    )
+
+
 class Corpora(Section):
     auxiliary: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
     train: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
@@ -67,6 +82,7 @@ class Corpora(Section):
     evaluation: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
     max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(0.01, json_schema_extra=EXECUTION)
     rows_per_part: Annotated[int, Field(gt=0)] = 8192
+    cleaning: Cleaning = Cleaning()
 
     def sources(self) -> dict[Role, list[Source]]:
         return {role: getattr(self, role) for role in ROLES}

@@ -133,6 +133,7 @@ def _records_entry(corpus: Corpus) -> dict[str, Any]:
         "computed": corpus.computed,
         "rows": {role: corpus.rows(role) for role in ROLES},
         "rejected": corpus.rejected,
+        "dropped": corpus.dropped,
     }
 
 

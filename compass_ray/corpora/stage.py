@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
-from compass_ray.config import ROLES, Config, Role, Source
+from compass_ray.config import ROLES, Cleaning, Config, Role, Source
 from compass_ray.corpora import atlas
+from compass_ray.corpora.cleaning import clean
 from compass_ray.corpora.sources import FileRef, list_files, read_files
 from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
@@ -50,6 +51,7 @@ class Corpus:
 
     parts: tuple[Part, ...]
     rejected: dict[Role, int]
+    dropped: dict[Role, dict[str, int]]
     reused: int
     computed: int
 
@@ -75,6 +77,7 @@ class _Reading:
     files: tuple[FileRef, ...]
     language: str | None
     rows_per_part: int
+    cleaning: Cleaning
     storage: Storage
 
     @property
@@ -88,6 +91,7 @@ class _Reading:
             language=self.language,
             atlas=atlas.VERSION if not self.files else None,
             rows_per_part=self.rows_per_part,
+            cleaning=self.cleaning.identity(),
         )
 
 
@@ -119,6 +123,10 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
             role: sum(a.summary["rejected"] for r, a in committed if r.role == role)
             for role in ROLES
         },
+        dropped={
+            role: _added(a.summary["dropped"] for r, a in committed if r.role == role)
+            for role in ROLES
+        },
         reused=len(readings) - len(missing),
         computed=len(missing),
     )
@@ -145,13 +153,15 @@ def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
 
 def _readings(config: Config, storage: Storage, role: Role, source: Source) -> list[_Reading]:
     size = config.corpora.rows_per_part
+    # What users ask and what is scored is taken as it is.
+    cleaning = config.corpora.cleaning if role in ("auxiliary", "train") else Cleaning()
     if source.path != "atlas":
         files = list_files(source)
         groups = [tuple(files)] if source.rows else [(file,) for file in files]
-        return [_Reading(role, source, group, None, size, storage) for group in groups]
+        return [_Reading(role, source, group, None, size, cleaning, storage) for group in groups]
     everyone = atlas.LANGUAGES if role == "auxiliary" else config.languages
     return [
-        _Reading(role, source, (), language, size, storage)
+        _Reading(role, source, (), language, size, cleaning, storage)
         for language in source.languages or everyone
     ]
 
@@ -164,13 +174,16 @@ def _read(reading: _Reading) -> Artifact:
     draft = artifacts.begin(reading.storage, STAGE, reading.fingerprint)
     parts: list[dict[str, Any]] = []
     rejected: list[pa.Table] = []
+    dropped: Counter[str] = Counter()
     total = 0
     waiting: list[pa.Table] = []
     for batch in _batches(reading):
         total += batch.rows.num_rows + batch.rejected.num_rows
         if batch.rejected.num_rows:
             rejected.append(batch.rejected)
-        waiting.append(batch.rows)
+        rows, gone = clean(batch.rows, reading.cleaning)
+        dropped += gone
+        waiting.append(rows)
         while sum(table.num_rows for table in waiting) >= reading.rows_per_part:
             rows = pa.concat_tables(waiting)
             parts.append(_write(draft, len(parts), rows[: reading.rows_per_part]))
@@ -180,7 +193,12 @@ def _read(reading: _Reading) -> Artifact:
     if rejected:
         draft.write_table(REJECTED, pa.concat_tables(rejected))
     return draft.commit(
-        {"parts": parts, "total": total, "rejected": sum(t.num_rows for t in rejected)}
+        {
+            "parts": parts,
+            "total": total,
+            "rejected": sum(t.num_rows for t in rejected),
+            "dropped": dropped,
+        }
     )
 
 
@@ -207,6 +225,13 @@ def _write(draft: Draft, number: int, rows: pa.Table) -> dict[str, Any]:
         "languages": dict(sorted(languages.items())),
         "content": digest.hexdigest(),
     }
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def _check_rejected(config: Config, committed: list[tuple[_Reading, Artifact]]) -> None:
