@@ -70,7 +70,7 @@ class Located:
         """
         worth = self.weights_N.sum() ** 2 / np.square(self.weights_N).sum()
         exact_K = self.shares(k) * round(worth)
-        counts_K = np.floor(exact_K + 1e-9).astype(np.int64)
+        counts_K: NDArray[np.int64] = np.floor(exact_K + 1e-9).astype(np.int64)
         short = round(worth) - int(counts_K.sum())
         counts_K[np.argsort(counts_K - exact_K, kind="stable")[:short]] += 1
         return counts_K
