@@ -24,7 +24,8 @@ import numpy as np
 
 from compass_ray.config import Sampling
 from compass_ray.sampling.baselines import HashedNgrams, dsir_log_weights, dsir_rows
-from compass_ray.sampling.strategies import Pool, Target, select
+from compass_ray.sampling.pool import Pool, Target
+from compass_ray.sampling.strategies import select
 
 K, DIMENSION, TARGETS, BUDGET, USAGE = 100, 384, 20, 2_000, 285
 CHUNK = 50_000

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
+from typing_extensions import TypedDict
 
 from compass_ray.errors import UserError
 
@@ -119,11 +120,47 @@ class Embedding(Section):
         }
 
 
+KRange = TypedDict("KRange", {"from": int, "to": int})
+K_TRIED = 8
+
+
 class Clustering(Section):
-    method: Literal["kmeans"] = "kmeans"
-    k: Annotated[int, Field(gt=1)] = 100
+    method: Literal["kmeans", "hdbscan"] = "kmeans"
+    k: int | list[int] | KRange = Field(
+        100,
+        description="Number of clusters; several, or {from: 20, to: 200}, to choose the best by "
+        "silhouette (kmeans) or DBCV (hdbscan, which comes as near as it can)",
+    )
     backend: Literal["auto", "cuml", "faiss", "sklearn"] = "auto"
     fit_rows: Annotated[int, Field(gt=0)] = 200_000
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _countable(cls, k: Any) -> Any:
+        given = list(k.values()) if isinstance(k, dict) else k if isinstance(k, list) else [k]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 1 for n in given)
+        named = not isinstance(k, dict) or (set(k) == {"from", "to"} and k["from"] < k["to"])
+        if not (given and whole and named):
+            raise ValueError(
+                f"a number over 1, a list of such, or {{from: 20, to: 200}} is expected, not {k!r}"
+            )
+        return sorted(set(k)) if isinstance(k, list) else k
+
+    @model_validator(mode="after")
+    def _backend_has_method(self) -> Clustering:
+        if self.method == "hdbscan" and self.backend == "faiss":
+            raise ValueError("backend faiss has no hdbscan; choose auto, cuml or sklearn")
+        return self
+
+    def candidates(self) -> list[int]:
+        """The numbers of clusters to try, rising; a range is tried at even ratios."""
+        if isinstance(self.k, int):
+            return [self.k]
+        if isinstance(self.k, list):
+            return self.k
+        ratio = self.k["to"] / self.k["from"]
+        steps = [ratio ** (step / (K_TRIED - 1)) for step in range(K_TRIED)]
+        return sorted({round(self.k["from"] * step) for step in steps})
 
 
 Strategy = Literal[
@@ -142,13 +179,36 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 class Sampling(Section):
     strategy: Strategy = "compass"
-    budget: Annotated[int, Field(ge=0)] = Field(2000, description="Rows from other languages")
+    budget: Annotated[int, Field(ge=0)] = Field(
+        2000, description="What to take from other languages, in budget_unit"
+    )
+    budget_unit: Literal["rows", "tokens"] = Field(
+        "rows", description="Tokens are the training model's, chat template included"
+    )
+    max_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Most of the budget that one language may give (compass, uniform)"
+    )
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="A row whose cosine to usage is lower is never picked (compass, uniform)"
+    )
     smoothing: Annotated[float, Field(gt=0)] = 0.5
     within: Literal["usage", "centroid", "random"] = "usage"
     temperature: Annotated[float, Field(gt=0)] = 0.1
     max_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.97, description="A row nearer than this to one already picked in its cluster is refused"
     )
+    transfer: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="Measured transfer scores, target: {source: score}, for langrank to learn from",
+    )
+
+    @field_validator("transfer")
+    @classmethod
+    def _known_languages(cls, transfer: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        return {
+            _language(target): {_language(source): score for source, score in scores.items()}
+            for target, scores in transfer.items()
+        }
 
 
 class Adapter(Section):
@@ -201,26 +261,6 @@ class Evaluation(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
-class Continual(Section):
-    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["calibrated"] = Field(
-        "calibrated", description="Divergence in bits that is drift, or calibrated to alpha"
-    )
-    alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.01, description="Rate at which windows of unchanged usage alarm"
-    )
-    window: Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=r"^[1-9]\d*[mhdw]$")] = (
-        Field(500, description="Prompts of a language, or a time: 30m, 6h, 1d, 1w")
-    )
-    replay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.05, description="Share of all rows trained on that is kept to replay"
-    )
-    ewc_lambda: Annotated[float, Field(ge=0)] = 2.0
-    replay_beta: Annotated[float, Field(ge=0)] = 0.1
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.02, description="Accuracy on the old usage that an update may lose and be promoted"
-    )
-
-
 class Resources(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = "auto"
     max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
@@ -236,18 +276,12 @@ class Config(Section):
     sampling: Sampling = Sampling()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    continual: Continual = Continual()
     resources: Resources = Resources()
 
     @field_validator("languages")
     @classmethod
     def _known_languages(cls, languages: list[str]) -> list[str]:
-        from compass_ray.languages import normalise
-
-        try:
-            codes = [normalise(language) for language in languages]
-        except UserError as error:
-            raise ValueError(str(error)) from None
+        codes = [_language(language) for language in languages]
         if len(set(codes)) != len(codes):
             raise ValueError(f"a language is named twice in {languages}")
         return codes
@@ -348,6 +382,15 @@ def _describe(error: ValidationError) -> str:
     if detail["type"] == "value_error":
         return message if key == "config" else f"{key}: {message}"
     return f"{key}: {message}, got {detail['input']!r}"
+
+
+def _language(name: str) -> str:
+    from compass_ray.languages import normalise
+
+    try:
+        return normalise(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _known_keys(location: Iterable[str | int]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from compass_ray import costs
 from compass_ray.artifacts import Storage
-from compass_ray.config import ROLES, Config, Role
+from compass_ray.config import ROLES, Clustering, Config, Role
 from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
 from compass_ray.errors import UserError
@@ -124,9 +124,10 @@ def _check_rows(config: Config, previews: Mapping[Role, Preview]) -> None:
                 f"languages: {language} has no rows in corpora.usage, so what its users ask is "
                 f"not known; languages there: {known}"
             )
-    if pool.certainty == "exact" and pool.rows is not None and config.clustering.k > pool.rows:
+    most = max(config.clustering.candidates())
+    if pool.certainty == "exact" and pool.rows is not None and most > pool.rows:
         raise UserError(
-            f"clustering.k: {config.clustering.k} clusters asked of {pool.rows} auxiliary rows; "
+            f"clustering.k: {most} clusters asked of {pool.rows} auxiliary rows; "
             f"choose k of at most {pool.rows}"
         )
     for role, seen in previews.items():
@@ -171,13 +172,18 @@ def _stages(
             "clusterings",
             int(found.clustered is not None),
             int(found.clustered is None),
-            f"k = {config.clustering.k}",
+            f"{config.clustering.method}, k {_candidates(config.clustering)}",
         ),
         StageWork("sample", "subsets", len(found.subsets), languages - len(found.subsets)),
         StageWork("train", "adapters", len(found.adapters), languages - len(found.adapters)),
         StageWork("evaluate", "passes", found.passes_scored, passes - found.passes_scored),
         StageWork("report", "pages", 0, 1),
     )
+
+
+def _candidates(clustering: Clustering) -> str:
+    *others, last = map(str, clustering.candidates())
+    return f"of {', '.join(others)} or {last}" if others else f"= {last}"
 
 
 def _embedding(

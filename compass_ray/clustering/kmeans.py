@@ -127,17 +127,18 @@ def fit_kmeans(X: ArrayLike, k: int, backend: str = "auto", seed: int = 0) -> Cl
     return _without_empty(X_ND, centroids_KD, backend)
 
 
-def pick_backend(name: str = "auto") -> str:
+def pick_backend(name: str = "auto", method: str = "kmeans") -> str:
     """The backend a name stands for.
 
-    ``auto`` is cuml where it is installed and there is a GPU, else faiss where it is installed,
-    else sklearn.
+    ``auto`` is cuml where it is installed and there is a GPU, else faiss where it is installed
+    (for kmeans only), else sklearn.
 
     Raises:
         UserError: the name is unknown, or that backend cannot run here.
     """
     if name == "auto":
-        return next(backend for backend, runs in _RUNS_HERE.items() if runs())
+        fitting = (b for b in _RUNS_HERE if method == "kmeans" or b != "faiss")
+        return next(backend for backend in fitting if _RUNS_HERE[backend]())
     if name not in _RUNS_HERE:
         raise UserError(
             f"clustering.backend: {name!r} is unknown; choose auto, {', '.join(_RUNS_HERE)}"

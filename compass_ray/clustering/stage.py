@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
-from compass_ray.clustering.diagnostics import diagnose
-from compass_ray.clustering.kmeans import Clusters, fit_kmeans
+from compass_ray.clustering.choice import Choice, fit_clusters
+from compass_ray.clustering.diagnostics import Diagnostics, diagnose
+from compass_ray.clustering.kmeans import Clusters
+from compass_ray.clustering.layout import layout
 from compass_ray.clustering.sample import balanced_shares, draw
 from compass_ray.config import Config
-from compass_ray.corpora.stage import Corpus
+from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.embedding.space import (
     NeutralSpace,
     RawSpace,
@@ -45,9 +47,10 @@ from compass_ray.resources import cluster
 log = logging.getLogger(__name__)
 
 STAGE = "cluster"
-VERSION = 1
+VERSION = 2
 SPACE = "space.npz"
 CENTROIDS = "centroids.npz"
+MAP = "clusters.parquet"
 
 
 class _Saves(Protocol):
@@ -56,11 +59,16 @@ class _Saves(Protocol):
 
 @dataclass(frozen=True)
 class Clustered:
-    """A committed clustering: the space, the centroids, and each part's assignment."""
+    """A committed clustering: the space, the centroids, and each part's assignment.
+
+    ``items`` are the evaluation items of the corpus, which belong to no cluster: no row that
+    repeats one may be picked.
+    """
 
     artifact: Artifact
     parts: tuple[EmbeddedPart, ...]
     reused: bool
+    items: tuple[Part, ...] = ()
 
     def read_space(self) -> Space:
         return load_space(io.BytesIO(self.artifact.read_bytes(SPACE)))
@@ -90,7 +98,7 @@ def cluster_corpus(
     fingerprint = clustering_fingerprint(config, embedded)
     done = artifacts.find(storage, STAGE, fingerprint)
     if done:
-        return Clustered(done, embedded.parts, reused=True)
+        return Clustered(done, embedded.parts, reused=True, items=corpus.of("evaluation"))
     draft = artifacts.begin(storage, STAGE, fingerprint)
     work = [_Work(number, part, draft) for number, part in enumerate(embedded.parts)]
     slots = max(1, int(cluster().cpus))
@@ -104,21 +112,30 @@ def cluster_corpus(
         _Work(w.number, w.part, draft, shares) for w in work if w.part.part.role == "auxiliary"
     ]
     sampled = sum(map_parts(sampling, partial(_sampling, space), actors=slots, cpus=1))
-    log.info("cluster: fitting %d centroids on %s rows", config.clustering.k, f"{sampled:,}")
+    log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
     on_gpu = 1 if cluster().gpus and config.clustering.backend in ("auto", "cuml") else 0
-    fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft))
+    fitted: _Fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft))
 
-    for _ in map_parts(work, partial(_assigning, space, fitted["clusters"]), actors=slots, cpus=1):
-        pass
+    choice = fitted.choice
+    counts = _add_counts(
+        map_parts(work, partial(_assigning, space, choice.clusters), actors=slots, cpus=1)
+    )
+    draft.write_table(MAP, _map(choice.clusters, counts, config.run.seed))
     summary = {
-        "k": config.clustering.k,
+        "method": config.clustering.method,
+        "k": len(choice.clusters.centroids),
         "rows": sum(part.part.rows for part in embedded.parts),
-        "backend": fitted["clusters"].backend,
-        "inertia": fitted["clusters"].inertia,
+        "fit_rows": choice.rows,
+        "noise": choice.noise,
+        "backend": choice.clusters.backend,
+        "inertia": choice.clusters.inertia,
+        "measure": choice.measure,
+        "curve": [asdict(point) for point in choice.curve],
         "languages_from_usage": from_usage,
-        "diagnostics": fitted["diagnostics"],
+        "diagnostics": asdict(fitted.diagnostics),
     }
-    return Clustered(draft.commit(summary), embedded.parts, reused=False)
+    done = draft.commit(summary)
+    return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
 
 
 def clustering_fingerprint(config: Config, embedded: Embedded) -> str:
@@ -193,8 +210,14 @@ def _sampling(space: Space) -> Callable[[_Work], int]:
     return work
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    choice: Choice
+    diagnostics: Diagnostics
+
+
 @ray.remote(num_cpus=1)
-def _fit(config: Config, draft: Draft) -> dict[str, Any]:
+def _fit(config: Config, draft: Draft) -> _Fitted:
     storage = draft.storage
     raw, vectors, languages, subjects = [], [], [], []
     folder = draft.path("sample")
@@ -209,23 +232,61 @@ def _fit(config: Config, draft: Draft) -> dict[str, Any]:
         languages += table["language"].to_pylist()
         subjects += table["subject"].to_pylist()
     sample = np.concatenate(vectors)
-    k, seed = config.clustering.k, config.run.seed
-    clusters = fit_kmeans(sample, k, backend=config.clustering.backend, seed=seed)
-    draft.write_bytes(CENTROIDS, _saved(clusters))
-    found = diagnose(np.concatenate(raw), sample, languages, subjects, k, seed)
+    seed = config.run.seed
+    choice = fit_clusters(sample, config.clustering, seed)
+    draft.write_bytes(CENTROIDS, _saved(choice.clusters))
+    raws = np.concatenate(raw)
+    found = diagnose(raws, sample, choice.clusters, languages, subjects, seed)
     storage.delete_dir(folder)
-    return {"clusters": clusters, "diagnostics": asdict(found)}
+    return _Fitted(choice, found)
 
 
-def _assigning(space: Space, clusters: Clusters) -> Callable[[_Work], int]:
-    def work(item: _Work) -> int:
-        vectors = space.transform(item.part.read_vectors(), _column(item, "language"))
+Counts = dict[str, NDArray[np.int64]]
+
+
+def _assigning(space: Space, clusters: Clusters) -> Callable[[_Work], Counts]:
+    def work(item: _Work) -> Counts:
+        """Assign the rows; returns those of the pool by language and cluster, [K] each."""
+        languages = np.array(_column(item, "language"), dtype=np.str_)
+        vectors = space.transform(item.part.read_vectors(), languages)
         cluster, distance = clusters.assign(vectors)
         table = pa.table({"cluster": cluster, "distance": distance})
         item.draft.write_table(_assignment_name(item.number), table)
-        return len(cluster)
+        if item.part.part.role != "auxiliary":
+            return {}
+        k = len(clusters.centroids)
+        return {
+            str(language): np.bincount(cluster[languages == language], minlength=k)
+            for language in np.unique(languages)
+        }
 
     return work
+
+
+def _add_counts(results: Iterable[Counts]) -> Counts:
+    whole: Counts = {}
+    for counts in results:
+        for language, rows_K in counts.items():
+            whole[language] = whole.get(language, 0) + rows_K
+    return whole
+
+
+def _map(clusters: Clusters, counts: Counts, seed: int) -> pa.Table:
+    """A row a cluster: its place, the pool's rows in it, and the language most of them are in."""
+    languages = sorted(counts)
+    counts_LK = np.array([counts[language] for language in languages])
+    rows_K = counts_LK.sum(axis=0)
+    places_K2 = layout(clusters.centroids, seed)
+    return pa.table(
+        {
+            "cluster": np.arange(len(rows_K), dtype=np.int32),
+            "x": places_K2[:, 0],
+            "y": places_K2[:, 1],
+            "rows": rows_K,
+            "language": pa.array([languages[code] for code in counts_LK.argmax(axis=0)]),
+            "share": counts_LK.max(axis=0) / np.maximum(rows_K, 1),
+        }
+    )
 
 
 def _assignment_name(number: int) -> str:

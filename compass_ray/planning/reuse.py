@@ -77,7 +77,7 @@ def look_into_cache(config: Config, storage: Storage) -> Found:
     clusters = artifacts.find(storage, CLUSTER, clustering_fingerprint(config, embedded))
     if clusters is None:
         return found
-    clustered = Clustered(clusters, vectors, reused=True)
+    clustered = Clustered(clusters, vectors, reused=True, items=corpus.of("evaluation"))
     subsets, adapters = {}, {}
     for language in config.languages:
         key = subset_fingerprint(config, clustered, language)

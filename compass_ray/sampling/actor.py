@@ -1,41 +1,48 @@
 """The gap sampler as a Ray actor: it holds the pool once and answers for every language.
 
-Named after the clustering it serves, so that all callers of one clustering share one actor. It
-keeps nothing that the cache does not hold: killed, it restarts, loads again and answers.
+Named after the clustering it serves and the items nothing may repeat, so that all callers of one
+share one actor. It keeps nothing that the cache does not hold: killed, it restarts, loads again
+and answers.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from compass_ray.artifacts import fingerprint
 from compass_ray.clustering.stage import Clustered
-from compass_ray.config import Role, Sampling, Strategy
+from compass_ray.config import Sampling, Training
 from compass_ray.resources import connect
-from compass_ray.sampling.baselines import HashedNgrams, dsir_log_weights
 from compass_ray.sampling.distribution import histogram
-from compass_ray.sampling.similarity import TextProfile, uriel_distances
-from compass_ray.sampling.strategies import Pool, Selection, Target, select
+from compass_ray.sampling.pool import Pool, Target
+from compass_ray.sampling.similarity import uriel_distances
+from compass_ray.sampling.strategies import Selection, select
+from compass_ray.sampling.texts import Texts
 
-log = logging.getLogger(__name__)
+# Callers answered side by side; what they hold at once is small beside the pool.
+_CALLERS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A selection, with the place of each picked row: number of the part, row within it."""
+    """A selection, with the place of each picked row: number of the part, row within it.
+
+    ``own_contaminated`` counts the language's own rows that repeat an evaluation item.
+    """
 
     selection: Selection
     parts_B: NDArray[np.int32]
     offsets_B: NDArray[np.int64]
     clusters_B: NDArray[np.int32]
+    own_contaminated: int
 
 
 class GapSampler:
@@ -47,18 +54,37 @@ class GapSampler:
         centroids = clustered.read_clusters().centroids
         lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
         self._centroids = (centroids / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-        self._pool, self._parts, self._offsets = self._load_pool()
+        pool, self._parts, self._offsets = self._load_pool()
+        self._texts = Texts(clustered, pool.languages, pool.languages_N, self._parts, self._offsets)
+        self._pool = replace(pool, contaminated_N=self._texts.contaminated())
         self._targets: dict[str, Target] = {}
+        self._loading = threading.Lock()
 
-    def subset(self, language: str, settings: Sampling, seed: int) -> Located:
-        """What ``settings.strategy`` adds to the language's own rows, and where it is stored."""
-        if language not in self._targets:
-            self._targets[language] = self._load_target(language)
-        target = self._with_texts(self._targets[language], settings.strategy)
-        selection = select(self._pool, target, settings, seed)
+    def subset(
+        self, language: str, settings: Sampling, seed: int, training: Training | None = None
+    ) -> Located:
+        """What ``settings.strategy`` adds to the language's own rows, and where it is stored.
+
+        ``training`` says how rows become tokens, which only a budget in tokens needs.
+        """
+        with self._loading:
+            if language not in self._targets:
+                self._targets[language] = self._load_target(language)
+            target = self._with_texts(self._targets[language], settings)
+            pool = self._pool
+            if settings.budget_unit == "tokens":
+                if training is None:
+                    raise ValueError("a budget in tokens needs the training section")
+                pool = replace(pool, tokens_N=self._texts.token_counts(training))
+            own_contaminated = self._texts.own_contaminated(language)
+        selection = select(pool, target, settings, seed)
         rows = selection.rows_B
         return Located(
-            selection, self._parts[rows], self._offsets[rows], self._pool.clusters_N[rows]
+            selection,
+            self._parts[rows],
+            self._offsets[rows],
+            pool.clusters_N[rows],
+            own_contaminated,
         )
 
     def _load_pool(self) -> tuple[Pool, NDArray[np.int32], NDArray[np.int64]]:
@@ -67,7 +93,7 @@ class GapSampler:
         for number, part in enumerate(self._clustered.parts):
             if part.part.role != "auxiliary":
                 continue
-            table = self._rows(number)
+            table = self._assigned(number)
             # The same row in two sources is one row; the first source that has it keeps it.
             fresh = _unseen(table["id"].to_pylist(), seen)
             languages = np.array(table["language"].to_pylist())[fresh]
@@ -96,7 +122,7 @@ class GapSampler:
         for number, part in enumerate(self._clustered.parts):
             if part.part.role == "auxiliary" or language not in part.part.languages:
                 continue
-            table = self._rows(number)
+            table = self._assigned(number)
             mine = np.flatnonzero(np.array(table["language"].to_pylist()) == language)
             clusters = table["cluster"].to_numpy()[mine]
             if part.part.role == "train":
@@ -115,67 +141,31 @@ class GapSampler:
             prototypes_KD=(sums / np.where(lengths > 0, lengths, 1)).astype(np.float32),
         )
 
-    def _with_texts(self, target: Target, strategy: Strategy) -> Target:
+    def _with_texts(self, target: Target, settings: Sampling) -> Target:
         """What only some strategies need is read when one of them asks for it."""
-        if strategy in ("langsim", "langrank"):
-            distances = uriel_distances(target.language, self._pool.languages)
+        texts, language = self._texts, target.language
+        if settings.strategy in ("langsim", "langrank"):
+            distances = uriel_distances(language, self._pool.languages)
             target = replace(target, distances=distances)
-        if strategy == "langrank":
-            own = self._prompts_of(target.language, "train")
-            profile = TextProfile.of(own or self._prompts_of(target.language, "usage"))
-            target = replace(target, profile=profile, profiles=self._profiles())
-        if strategy == "dsir":
-            target = replace(target, log_weights_N=self._dsir_weights(target.language))
+        if settings.strategy == "langrank":
+            target = replace(
+                target,
+                profile=texts.profile_of(language),
+                profiles=texts.profiles(),
+                ranker=texts.ranker(settings.transfer) if settings.transfer else None,
+            )
+        if settings.strategy == "dsir":
+            others = np.isin(
+                np.arange(len(self._parts)), self._pool.others(language), assume_unique=True
+            )
+            target = replace(target, log_weights_N=texts.dsir_weights(language, others))
         return target
 
-    def _profiles(self) -> list[TextProfile]:
-        profiles = [TextProfile.of([]) for _ in self._pool.languages]
-        for rows, prompts in self._pool_prompts():
-            codes = self._pool.languages_N[rows]
-            for code in np.unique(codes):
-                mine = [prompts[i] for i in np.flatnonzero(codes == code)]
-                profiles[code] += TextProfile.of(mine)
-        return profiles
-
-    def _dsir_weights(self, language: str) -> NDArray[np.float64]:
-        """Two passes over the prompts: the bag of the other languages, then each row's weight."""
-        ngrams = HashedNgrams()
-        is_other = np.zeros(len(self._pool.clusters_N), bool)
-        is_other[self._pool.others(language)] = True
-        raw = np.zeros(ngrams.buckets, np.int64)
-        for rows, prompts in self._pool_prompts():
-            raw += ngrams.bag(
-                [p for p, other in zip(prompts, is_other[rows], strict=True) if other]
-            )
-        wanted = ngrams.bag(self._prompts_of(language, "usage"))
-        weights = np.empty(len(self._pool.clusters_N))
-        for rows, prompts in self._pool_prompts():
-            weights[rows] = dsir_log_weights(ngrams.counts(prompts), wanted, raw)
-        return weights
-
-    def _pool_prompts(self) -> Iterator[tuple[slice, list[str]]]:
-        """Rows of the pool, part by part, and their prompts."""
-        for number in np.unique(self._parts):
-            rows = np.flatnonzero(self._parts == number)
-            prompts = self._read(int(number), ["prompt"])["prompt"].take(self._offsets[rows])
-            yield slice(int(rows[0]), int(rows[-1]) + 1), prompts.to_pylist()
-
-    def _prompts_of(self, language: str, role: Role) -> list[str]:
-        prompts: list[str] = []
-        for number, part in enumerate(self._clustered.parts):
-            if part.part.role == role and language in part.part.languages:
-                table = self._read(number, ["language", "prompt"])
-                mine = pc.equal(table["language"], language)
-                prompts += table.filter(mine)["prompt"].to_pylist()
-        return prompts
-
-    def _rows(self, number: int) -> pa.Table:
-        table = self._read(number, ["id", "language", "weight"])
+    def _assigned(self, number: int) -> pa.Table:
+        part = self._clustered.parts[number].part
+        storage = self._clustered.artifact.storage
+        table = storage.read_table(part.path, ["id", "language", "weight"])
         return table.append_column("cluster", self._clustered.read_assignment(number)["cluster"])
-
-    def _read(self, number: int, columns: list[str]) -> pa.Table:
-        path = self._clustered.parts[number].part.path
-        return self._clustered.artifact.storage.read_table(path, columns)
 
 
 def _unseen(ids: Sequence[str], seen: set[str]) -> list[int]:
@@ -191,14 +181,16 @@ def _unseen(ids: Sequence[str], seen: set[str]) -> list[int]:
 def gap_sampler(clustered: Clustered) -> Any:
     """The actor of this clustering, started if it is not there yet."""
     connect()
+    items = fingerprint(items=[part.content for part in clustered.items])
     return (
         ray.remote(GapSampler)
         .options(
-            name=f"gap-sampler-{clustered.artifact.fingerprint}",
+            name=f"gap-sampler-{clustered.artifact.fingerprint}-{items}",
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
+            max_concurrency=_CALLERS,
         )
         .remote(clustered)
     )

@@ -1,6 +1,5 @@
 """The selections that COMPASS is compared with, as their papers define them. Pure.
 
-- ``uniform_allocation``: equal per cluster.
 - ``nearest_rows``: nearest to usage, as LESS and RDS+ retrieve.
 - ``langsim_rows``: the most similar languages first, by URIEL.
 - ``langrank_*``: LangRank, Lin et al., ACL 2019, "Choosing Transfer Languages for Cross-Lingual
@@ -28,7 +27,6 @@ from scipy import sparse
 from scipy.stats import rankdata
 
 from compass_ray.errors import UserError
-from compass_ray.sampling.allocation import fill_gaps
 from compass_ray.sampling.picking import gumbel_order
 from compass_ray.sampling.similarity import KINDS, TextProfile, mixed, text_blocks, word_hashes
 
@@ -37,23 +35,6 @@ IntArray = NDArray[np.int64]
 Distances = Mapping[str, Mapping[str, float]]
 
 _ROWS_AT_ONCE = 16_384
-
-
-def uniform_allocation(available_K: ArrayLike, budget: int) -> IntArray:
-    """Rows to take from each cluster when all get the same: ``a = min(m, level)``.
-
-    The exact filling of ``allocation.fill_gaps`` for a flat target and no own rows is just that;
-    what exhausted clusters cannot give goes to the others equally, odd rows to the fullest.
-
-    Args:
-        available_K: m, rows available in each cluster.
-        budget: rows to take in all.
-
-    Returns:
-        int64 [K] with ``0 ≤ a ≤ m`` and ``Σa = min(budget, Σm)``.
-    """
-    m_K = np.asarray(available_K)
-    return fill_gaps(np.full(len(m_K), 1 / len(m_K)), np.zeros(len(m_K)), m_K, budget)
 
 
 def nearest_rows(

@@ -5,6 +5,8 @@ Shapes: N rows, M of them in an order, D dimensions. All vectors have length 1.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,15 +30,33 @@ def first_distinct(
     order_M: NDArray[np.int64],
     count: int,
     max_similarity: float,
+    groups_M: NDArray[np.integer[Any]] | None = None,
+    room_G: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], int]:
     """The first ``count`` rows of an order of which no two are nearer than ``max_similarity``.
 
-    A row is refused when its cosine to one accepted before it is higher. Returns the accepted
-    rows in order (fewer than ``count`` when rows run out) and how many were refused. Vectors are
-    read only as far down the order as it takes.
+    A row is refused when its cosine to one accepted before it is higher. Rows of a group, such as
+    a language, that has no more room are passed over. Vectors are read only as far down the order
+    as it takes.
+
+    Args:
+        vectors_ND: unit vectors.
+        order_M: rows, best first.
+        count: how many to accept.
+        max_similarity: cosine; 1 refuses nothing.
+        groups_M: group of each row of the order.
+        room_G: rows to accept of each group; without it every group has room.
+
+    Returns:
+        The accepted rows in order (fewer than ``count`` when rows run out) and how many were
+        refused.
     """
-    if max_similarity >= 1:
+    if room_G is not None and groups_M is not None:
+        inside = room_G[groups_M] > 0
+        order_M, groups_M, room_G = order_M[inside], groups_M[inside], room_G.copy()
+    elif max_similarity >= 1:
         return order_M[:count], 0
+    highest = max_similarity if max_similarity < 1 else np.inf
     accepted: list[int] = []
     kept_CD = np.empty((min(count, len(order_M)), vectors_ND.shape[1]), dtype=np.float32)
     refused = 0
@@ -53,9 +73,13 @@ def first_distinct(
         for row in range(len(rows_B)):
             if len(accepted) == count:
                 break
-            if nearest_B[row] > max_similarity or (cosines_BB[row, fresh] > max_similarity).any():
+            if room_G is not None and groups_M is not None and not room_G[groups_M[start + row]]:
+                continue
+            if nearest_B[row] > highest or (cosines_BB[row, fresh] > highest).any():
                 refused += 1
                 continue
+            if room_G is not None and groups_M is not None:
+                room_G[groups_M[start + row]] -= 1
             kept_CD[len(accepted)] = block_BD[row]
             accepted.append(int(rows_B[row]))
             fresh.append(row)

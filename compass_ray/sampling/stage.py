@@ -21,7 +21,7 @@ from compass_ray.sampling.actor import Located, gap_sampler
 log = logging.getLogger(__name__)
 
 STAGE = "sample"
-VERSION = 1
+VERSION = 2
 SUBSET = "subset.parquet"
 GAPS = "gaps.parquet"
 
@@ -50,7 +50,18 @@ def subset_fingerprint(config: Config, clustered: Clustered, language: str) -> s
         sampling=config.sampling.identity(),
         seed=config.run.seed,
         clusters=clustered.artifact.fingerprint,
+        items=[part.content for part in clustered.items],
+        tokens=_tokens_identity(config),
     )
+
+
+def _tokens_identity(config: Config) -> dict[str, Any] | None:
+    """What the length of a row depends on, where the budget is counted in it."""
+    if config.sampling.budget_unit == "rows":
+        return None
+    training = config.training
+    names = ("model", "max_length", "system_prompt")
+    return {name: getattr(training, name) for name in names}
 
 
 def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
@@ -65,7 +76,9 @@ def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
         sampler = gap_sampler(clustered)
         written = {}
         for language in missing:
-            picked = sampler.subset.remote(language, config.sampling, config.run.seed)
+            picked = sampler.subset.remote(
+                language, config.sampling, config.run.seed, config.training
+            )
             written[language] = _write.remote(config, clustered, language, keys[language], picked)
         for language, reference in written.items():
             artifact = found[language] = ray.get(reference)
@@ -78,7 +91,34 @@ def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
                 told["js_before"],
                 told["js_after"],
             )
+            _warn(language, told)
     return Sampled({lang: found[lang] for lang in config.languages}, reused)  # type: ignore[misc]
+
+
+def _warn(language: str, told: Mapping[str, Any]) -> None:
+    if told["unspent"] and told["budget_unit"] == "rows":
+        log.warning("sample %s: %s", language, unspent_reason(told))
+    if told["own_contaminated"]:
+        log.warning(
+            "sample %s: %d own rows repeat evaluation items; the score will flatter the adapter",
+            language,
+            told["own_contaminated"],
+        )
+
+
+def unspent_reason(told: Mapping[str, Any]) -> str:
+    """Why the budget could not be spent, in words, from a subset's summary."""
+    beyond = told["available"] - told["picked"] - told["refused_far"] - told["refused_duplicates"]
+    causes = [
+        (told["refused_far"], "are too far from usage"),
+        (told["refused_duplicates"], "are near duplicates"),
+        (beyond, "are beyond what one language may give"),
+    ]
+    named = [f"{count:,} {cause}" for count, cause in causes if count > 0]
+    have = f"{told['available']:,} rows of other languages could be picked"
+    return f"{told['unspent']:,} of {told['budget']:,} {told['budget_unit']} unspent: " + (
+        f"{have}, of which {', '.join(named)}" if named else f"only {have}"
+    )
 
 
 @ray.remote(num_cpus=1)
@@ -111,10 +151,16 @@ def _write(
             "rows": subset.num_rows,
             "own": own.num_rows,
             "picked": picked.num_rows,
+            "picked_tokens": located.selection.tokens,
             "budget": config.sampling.budget,
+            "budget_unit": config.sampling.budget_unit,
+            "available": located.selection.available,
             "js_before": gaps.js_before,
             "js_after": gaps.js_after,
-            "refused_duplicates": located.selection.refused,
+            "refused_duplicates": located.selection.duplicates,
+            "refused_far": located.selection.far,
+            "refused_contaminated": located.selection.contaminated,
+            "own_contaminated": located.own_contaminated,
             "unspent": located.selection.unspent,
         }
     )

@@ -6,100 +6,26 @@ the pool, K clusters, D dimensions, B picked rows.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compass_ray.config import Sampling, Strategy
-from compass_ray.sampling.allocation import GapTable, fill_gaps, gap_table
+from compass_ray.sampling.allocation import GapTable, gap_table
 from compass_ray.sampling.baselines import (
-    Distances,
     dsir_rows,
     langrank_features,
     langrank_order,
     langrank_rows,
     langsim_rows,
     nearest_rows,
-    uniform_allocation,
 )
+from compass_ray.sampling.clusterwise import Drawn, cosines, fill_clusters, rng_of, wanted_vector
 from compass_ray.sampling.distribution import smooth
-from compass_ray.sampling.picking import first_distinct, gumbel_order
-from compass_ray.sampling.similarity import TextProfile
-
-
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """The auxiliary rows of every language, column by column.
-
-    Attributes:
-        vectors_ND: unit vectors in the run's space, float16.
-        clusters_N: int32 in [0, K).
-        languages_N: index into ``languages``.
-        languages: BCP-47 codes.
-        centroids_KD: unit centroids, float32.
-    """
-
-    vectors_ND: NDArray[np.float16]
-    clusters_N: NDArray[np.int32]
-    languages_N: NDArray[np.int16]
-    languages: tuple[str, ...]
-    centroids_KD: NDArray[np.float32]
-
-    @property
-    def k(self) -> int:
-        return len(self.centroids_KD)
-
-    @cached_property
-    def _by_cluster(self) -> list[NDArray[np.int64]]:
-        order = np.argsort(self.clusters_N, kind="stable")
-        bounds = np.searchsorted(self.clusters_N[order], np.arange(1, self.k))
-        return np.split(order, bounds)
-
-    def candidates(self, cluster: int, target: str) -> NDArray[np.int64]:
-        """Rows of the cluster in other languages than the target, in the order of the pool."""
-        rows = self._by_cluster[cluster]
-        others: NDArray[np.int64] = rows[self.languages_N[rows] != self._code(target)]
-        return others
-
-    def available(self, target: str) -> NDArray[np.int64]:
-        """m: rows of other languages in each cluster, [K]."""
-        others = self.languages_N != self._code(target)
-        return np.bincount(self.clusters_N[others], minlength=self.k).astype(np.int64)
-
-    def others(self, target: str) -> NDArray[np.int64]:
-        return np.flatnonzero(self.languages_N != self._code(target))
-
-    def _code(self, language: str) -> int:
-        return self.languages.index(language) if language in self.languages else -1
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What one language asks and has.
-
-    Attributes:
-        language: BCP-47 code.
-        usage_K: e, weighted count of usage prompts in each cluster.
-        own_K: n, the language's own training rows in each cluster.
-        prototypes_KD: unit mean of the usage vectors of each cluster; zeros where there are none.
-        distances: URIEL distances to ``Pool.languages`` (langsim, langrank only).
-        profile: vocabulary of the own rows, or of usage where there are none (langrank only).
-        profiles: vocabulary of each of ``Pool.languages`` (langrank only).
-        log_weights_N: DSIR's log importance weight of each row of the pool (dsir only).
-    """
-
-    language: str
-    usage_K: NDArray[np.float64]
-    own_K: NDArray[np.int64]
-    prototypes_KD: NDArray[np.float32]
-    distances: Distances | None = None
-    profile: TextProfile | None = None
-    profiles: Sequence[TextProfile] | None = None
-    log_weights_N: NDArray[np.float64] | None = None
+from compass_ray.sampling.pool import Pool, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,107 +36,98 @@ class Selection:
         rows_B: indices into the pool.
         scores_B: cosine to what the rows of the cluster are wanted for, float32.
         gaps: target, own and added rows of each cluster.
-        refused: near duplicates passed over.
-        unspent: rows of the budget that no eligible row was left for.
+        available: rows of other languages, without contaminated ones.
+        contaminated: rows of other languages refused because they repeat an evaluation item.
+        duplicates: near duplicates passed over.
+        far: rows refused as too far from usage, of the clusters that were drawn from.
+        tokens: length of the picked rows; None where the pool's lengths are not known.
+        unspent: what is left of the budget, in its unit.
     """
 
     rows_B: NDArray[np.int64]
     scores_B: NDArray[np.float32]
     gaps: GapTable
-    refused: int
+    available: int
+    contaminated: int
+    duplicates: int
+    far: int
+    tokens: int | None
     unspent: int
 
 
 def select(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
     """The rows that ``settings.strategy`` adds to the target's own rows."""
-    return _STRATEGIES[settings.strategy](pool, target, settings, seed)
+    choose = _STRATEGIES[settings.strategy]
+    if settings.budget_unit == "tokens" and settings.strategy not in _WITHOUT_BUDGET:
+        rows = _affordable_rows(pool, target, settings, seed)
+        settings_in_rows = settings.model_copy(update={"budget": rows})
+        return _selection(pool, target, settings, choose(pool, target, settings_in_rows, seed))
+    return _selection(pool, target, settings, choose(pool, target, settings, seed))
 
 
-def _compass(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _affordable_rows(pool: Pool, target: Target, settings: Sampling, seed: int) -> int:
+    """The most rows of the strategy that the budget in tokens pays for.
+
+    A larger budget in rows keeps the rows of a smaller one, whatever the strategy, so their
+    length grows with it and bisection finds the last that fits; what is taken stays exact in
+    rows. Under ``max_share`` the limit moves with the budget and it may miss the very last.
+    """
+    assert pool.tokens_N is not None
+    tokens_N = pool.tokens_N
+    choose = _STRATEGIES[settings.strategy]
+
+    def tokens(rows: int) -> int:
+        in_rows = settings.model_copy(update={"budget": rows})
+        return int(tokens_N[choose(pool, target, in_rows, seed).rows_B].sum())
+
+    lengths = np.sort(tokens_N[pool.others(target.language)])
+    most = int(np.searchsorted(np.cumsum(lengths), settings.budget, side="right"))
+    return max(0, bisect_right(range(most + 1), settings.budget, key=tokens) - 1)
+
+
+def _compass(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Fill the gaps between usage and own rows exactly, then draw within each cluster.
 
     COMPASS (Flynn, arXiv 2604.20720), with the exact allocation of ``allocation.fill_gaps``.
     """
     p_K = smooth(target.usage_K, settings.smoothing)
-
-    def allot(m_K: NDArray[np.int64]) -> NDArray[np.int64]:
-        return fill_gaps(p_K, target.own_K, m_K, settings.budget)
-
-    return _by_cluster(pool, target, settings, seed, allot)
+    return fill_clusters(pool, target, settings, seed, p_K, target.own_K.astype(np.float64))
 
 
-def _uniform(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
-    """The same number of rows from every cluster, drawn as ``compass`` draws them."""
+def _uniform(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
+    """The same number of rows from every cluster, drawn as ``compass`` draws them.
 
-    def allot(m_K: NDArray[np.int64]) -> NDArray[np.int64]:
-        return uniform_allocation(m_K, settings.budget)
-
-    return _by_cluster(pool, target, settings, seed, allot)
-
-
-def _by_cluster(
-    pool: Pool,
-    target: Target,
-    settings: Sampling,
-    seed: int,
-    allot: Callable[[NDArray[np.int64]], NDArray[np.int64]],
-) -> Selection:
-    """Draw what ``allot`` gives each cluster, [K], of the rows it can give, [K].
-
-    A cluster whose rows run out under the refusal of near duplicates is capped at what it gave,
-    and the allotment is done again without it.
+    That is the filling of a flat target without own rows; what exhausted clusters cannot give
+    goes to the others equally, odd rows to the fullest.
     """
-    m_K = pool.available(target.language)
-    drawn: dict[int, _Draw] = {}
-    while True:
-        wanted_K = allot(m_K)
-        short = False
-        for cluster in map(int, np.flatnonzero(wanted_K)):
-            wanted = int(wanted_K[cluster])
-            if cluster not in drawn or drawn[cluster].asked < wanted:
-                drawn[cluster] = _draw(pool, target, settings, seed, cluster, wanted)
-            if len(drawn[cluster].rows_B) < wanted:
-                m_K[cluster] = len(drawn[cluster].rows_B)
-                short = True
-        if not short:
-            break
-    taken = [(drawn[int(c)], int(wanted_K[c])) for c in np.flatnonzero(wanted_K)]
-    return _selection(
-        pool,
-        target,
-        settings,
-        rows=[draw.rows_B[:wanted] for draw, wanted in taken],
-        scores=[draw.scores_B[:wanted] for draw, wanted in taken],
-        refused=sum(draw.refused for draw, _ in taken),
-        budget=settings.budget,
-    )
+    flat_K = np.full(pool.k, 1 / pool.k)
+    return fill_clusters(pool, target, settings, seed, flat_K, np.zeros(pool.k))
 
 
-def _random(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _random(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Rows of other languages, each as likely as any other."""
-    rows = _rng(target, seed).permutation(pool.others(target.language))[: settings.budget]
-    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+    rows = rng_of(target, seed).permutation(pool.others(target.language))[: settings.budget]
+    return _scored(pool, target, rows)
 
 
-def _all(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _all(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Every row of every other language: the paper's all-data mixing."""
-    rows = pool.others(target.language)
-    return _selection(pool, target, settings, rows=[rows], budget=len(rows))
+    return _scored(pool, target, pool.others(target.language))
 
 
-def _target_only(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _target_only(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Nothing but the language's own rows."""
-    return _selection(pool, target, settings, rows=[np.empty(0, np.int64)], budget=0)
+    return Drawn()
 
 
-def _nearest(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _nearest(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """The rows nearest to any usage prototype (``baselines.nearest_rows``)."""
-    candidates, budget = pool.others(target.language), settings.budget
-    rows = nearest_rows(pool.vectors_ND, candidates, target.prototypes_KD, budget)
-    return _selection(pool, target, settings, rows=[rows], budget=budget)
+    candidates = pool.others(target.language)
+    rows = nearest_rows(pool.vectors_ND, candidates, target.prototypes_KD, settings.budget)
+    return _scored(pool, target, rows)
 
 
-def _langsim(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _langsim(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Rows of the most similar languages (``baselines.langsim_rows``)."""
     assert target.distances is not None
     rows = langsim_rows(
@@ -219,12 +136,12 @@ def _langsim(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selec
         pool.others(target.language),
         target.distances,
         settings.budget,
-        _rng(target, seed),
+        rng_of(target, seed),
     )
-    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+    return _scored(pool, target, rows)
 
 
-def _langrank(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _langrank(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Rows of the languages LangRank's features put first (``baselines.langrank_order``)."""
     assert target.profile is not None
     assert target.profiles is not None
@@ -234,24 +151,25 @@ def _langrank(pool: Pool, target: Target, settings: Sampling, seed: int) -> Sele
     )
     rows = langrank_rows(
         pool.languages_N,
-        langrank_order(features_LF),
+        langrank_order(features_LF, target.ranker),
         pool.others(target.language),
         settings.budget,
-        _rng(target, seed),
+        rng_of(target, seed),
     )
-    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+    return _scored(pool, target, rows)
 
 
-def _dsir(pool: Pool, target: Target, settings: Sampling, seed: int) -> Selection:
+def _dsir(pool: Pool, target: Target, settings: Sampling, seed: int) -> Drawn:
     """Rows whose words resemble usage's (``baselines.dsir_rows``)."""
     assert target.log_weights_N is not None
     candidates = pool.others(target.language)
     weights_C = target.log_weights_N[candidates]
-    rows = dsir_rows(weights_C, candidates, settings.budget, _rng(target, seed))
-    return _selection(pool, target, settings, rows=[rows], budget=settings.budget)
+    rows = dsir_rows(weights_C, candidates, settings.budget, rng_of(target, seed))
+    return _scored(pool, target, rows)
 
 
-_STRATEGIES: dict[Strategy, Callable[[Pool, Target, Sampling, int], Selection]] = {
+_WITHOUT_BUDGET = ("all", "target_only")
+_STRATEGIES: dict[Strategy, Callable[[Pool, Target, Sampling, int], Drawn]] = {
     "compass": _compass,
     "random": _random,
     "all": _all,
@@ -264,74 +182,30 @@ _STRATEGIES: dict[Strategy, Callable[[Pool, Target, Sampling, int], Selection]] 
 }
 
 
-@dataclass(frozen=True, eq=False)
-class _Draw:
-    rows_B: NDArray[np.int64]
-    scores_B: NDArray[np.float32]
-    refused: int
-    asked: int
+def _scored(pool: Pool, target: Target, rows_B: NDArray[np.int64]) -> Drawn:
+    """Rows that were chosen without looking at it, with their cosine to usage."""
+    scores_B = np.empty(len(rows_B), np.float32)
+    for cluster in np.unique(pool.clusters_N[rows_B]):
+        mine = pool.clusters_N[rows_B] == cluster
+        wanted_D = wanted_vector(pool, target, int(cluster), "usage")
+        scores_B[mine] = cosines(pool, rows_B[mine], wanted_D)
+    return Drawn(rows_B, scores_B)
 
 
-def _draw(
-    pool: Pool, target: Target, settings: Sampling, seed: int, cluster: int, count: int
-) -> _Draw:
-    rows = pool.candidates(cluster, target.language)
-    rng = _rng(target, seed, cluster)
-    if settings.within == "random":
-        order = rng.permutation(len(rows))
-        scores = _scores(pool, rows, _wanted(pool, target, cluster, "usage"))
-    else:
-        scores = _scores(pool, rows, _wanted(pool, target, cluster, settings.within))
-        order = gumbel_order(scores, settings.temperature, rng)
-    picked, refused = first_distinct(pool.vectors_ND, rows[order], count, settings.max_similarity)
-    return _Draw(picked, scores[np.searchsorted(rows, picked)], refused, count)
-
-
-def _wanted(pool: Pool, target: Target, cluster: int, within: str) -> NDArray[np.float32]:
-    prototype_D: NDArray[np.float32] = target.prototypes_KD[cluster]
-    centroid_D: NDArray[np.float32] = pool.centroids_KD[cluster]
-    return prototype_D if within == "usage" and prototype_D.any() else centroid_D
-
-
-def _scores(
-    pool: Pool, rows: NDArray[np.int64], wanted_D: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    return np.asarray(pool.vectors_ND[rows].astype(np.float32) @ wanted_D, dtype=np.float32)
-
-
-def _selection(
-    pool: Pool,
-    target: Target,
-    settings: Sampling,
-    *,
-    rows: list[NDArray[np.int64]],
-    budget: int,
-    scores: list[NDArray[np.float32]] | None = None,
-    refused: int = 0,
-) -> Selection:
-    rows_B = np.concatenate(rows) if rows else np.empty(0, np.int64)
-    if scores is None:
-        scores_B = np.empty(len(rows_B), np.float32)
-        for cluster in np.unique(pool.clusters_N[rows_B]):
-            mine = pool.clusters_N[rows_B] == cluster
-            wanted = _wanted(pool, target, int(cluster), "usage")
-            scores_B[mine] = _scores(pool, rows_B[mine], wanted)
-    else:
-        scores_B = np.concatenate(scores) if scores else np.empty(0, np.float32)
+def _selection(pool: Pool, target: Target, settings: Sampling, drawn: Drawn) -> Selection:
+    rows_B = drawn.rows_B
     added_K = np.bincount(pool.clusters_N[rows_B], minlength=pool.k)
-    p_K = smooth(target.usage_K, settings.smoothing)
+    tokens = None if pool.tokens_N is None else int(pool.tokens_N[rows_B].sum())
+    spent = len(rows_B) if settings.budget_unit == "rows" or tokens is None else tokens
+    budget = spent if settings.strategy in _WITHOUT_BUDGET else settings.budget
     return Selection(
         rows_B=rows_B,
-        scores_B=scores_B,
-        gaps=gap_table(p_K, target.own_K, added_K),
-        refused=refused,
-        unspent=budget - len(rows_B),
+        scores_B=drawn.scores_B,
+        gaps=gap_table(smooth(target.usage_K, settings.smoothing), target.own_K, added_K),
+        available=len(pool.others(target.language)),
+        contaminated=pool.contaminated(target.language),
+        duplicates=drawn.duplicates,
+        far=drawn.far,
+        tokens=tokens,
+        unspent=budget - spent,
     )
-
-
-def _rng(target: Target, seed: int, *more: int) -> np.random.Generator:
-    return np.random.default_rng([seed, _number(target.language), *more])
-
-
-def _number(language: str) -> int:
-    return zlib.crc32(language.encode())

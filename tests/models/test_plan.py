@@ -291,7 +291,8 @@ def test_what_the_cache_holds_is_told_as_reused(make: Callable[..., Config]) -> 
 
     embedded = embed(config, storage, corpus)
     clusters = artifacts.begin(storage, "cluster", clustering_fingerprint(config, embedded))
-    clustered = Clustered(clusters.commit(), embedded.parts, reused=False)
+    items = corpus.of("evaluation")
+    clustered = Clustered(clusters.commit(), embedded.parts, reused=False, items=items)
     subset = _subset(config, storage, clustered, "de")
     artifacts.begin(storage, "train", adapter_fingerprint(config, "de", subset)).commit()
     plan = make_plan(config)

@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import sparse
 
 from compass_ray.errors import UserError
@@ -22,7 +20,6 @@ from compass_ray.sampling.baselines import (
     langrank_rows,
     langsim_rows,
     nearest_rows,
-    uniform_allocation,
 )
 from compass_ray.sampling.similarity import KINDS, TextProfile
 
@@ -82,23 +79,6 @@ def test_without_candidates_nothing_is_chosen(choose: RowChooser) -> None:
 def test_another_seed_draws_other_rows(name: str) -> None:
     drawn = [ROW_CHOOSERS[name](CANDIDATES, 20, generator(seed)).tolist() for seed in (1, 2)]
     assert drawn[0] != drawn[1]
-
-
-@given(available=st.lists(st.integers(0, 60), min_size=1, max_size=12), budget=st.integers(0, 400))
-def test_uniform_allocation_spends_the_budget_within_caps_and_evenly(
-    available: list[int], budget: int
-) -> None:
-    added = uniform_allocation(available, budget)
-    assert added.dtype == np.int64
-    assert (added >= 0).all()
-    assert (added <= available).all()
-    assert added.sum() == min(budget, sum(available))
-    # Who got less than another by more than the odd row had no more to give.
-    assert (added[added < added.max() - 1] == np.array(available)[added < added.max() - 1]).all()
-
-
-def test_uniform_allocation_shares_what_small_clusters_cannot_give() -> None:
-    assert uniform_allocation([2, 50, 50, 0], 42).tolist() == [2, 20, 20, 0]
 
 
 def test_nearest_takes_the_rows_of_highest_cosine_to_any_prototype() -> None:

@@ -8,8 +8,9 @@ import pytest
 from compass_ray.config import STRATEGIES, Sampling
 from compass_ray.sampling.allocation import fill_gaps
 from compass_ray.sampling.distribution import smooth
+from compass_ray.sampling.pool import Pool, Target
 from compass_ray.sampling.similarity import KINDS, TextProfile
-from compass_ray.sampling.strategies import Pool, Target, select
+from compass_ray.sampling.strategies import select
 
 LANGUAGES = ("de", "en", "sw")
 K = 6
@@ -80,7 +81,7 @@ def test_how_many_rows_each_strategy_takes(pool: Pool, target: Target) -> None:
 def test_compass_allocates_as_fill_gaps_does(pool: Pool, target: Target) -> None:
     settings = Sampling(budget=120, max_similarity=1.0)
     p = smooth(target.usage_K, settings.smoothing)
-    expected = fill_gaps(p, target.own_K, pool.available("sw"), 120)
+    expected = fill_gaps(p, target.own_K, pool.available("sw").sum(axis=1), 120)
     assert select(pool, target, settings, 0).gaps.added.tolist() == expected.tolist()
 
 
@@ -105,7 +106,7 @@ def test_refused_duplicates_send_the_budget_elsewhere(pool: Pool, target: Target
     chosen = select(copies, target, Sampling(budget=120), 0)
     assert chosen.gaps.added[3] == 1
     assert len(chosen.rows_B) == 120
-    assert chosen.refused > 0
+    assert chosen.duplicates > 0
 
 
 def test_what_cannot_be_spent_is_told(pool: Pool, target: Target) -> None:
@@ -147,3 +148,96 @@ def test_langrank_goes_by_vocabulary_where_distances_are_equal(pool: Pool, targe
 def test_uniform_takes_the_same_from_every_cluster(pool: Pool, target: Target) -> None:
     chosen = select(pool, target, Sampling(strategy="uniform", budget=120), 0)
     assert chosen.gaps.added.tolist() == [20] * K
+
+
+def test_no_language_gives_more_than_its_share_and_the_allotment_stays(
+    pool: Pool, target: Target
+) -> None:
+    free = select(pool, target, Sampling(budget=120, max_similarity=1.0), 0)
+    bound = select(pool, target, Sampling(budget=120, max_similarity=1.0, max_share=0.5), 0)
+    by_language = np.bincount(pool.languages_N[bound.rows_B], minlength=3)
+    assert by_language.tolist() == [60, 60, 0]
+    # Both languages have rows enough in every cluster, so the limit costs no divergence.
+    assert bound.gaps.added.tolist() == free.gaps.added.tolist()
+    assert len(set(bound.rows_B.tolist())) == 120
+
+
+def test_a_share_that_two_languages_cannot_fill_leaves_budget_unspent(
+    pool: Pool, target: Target
+) -> None:
+    chosen = select(pool, target, Sampling(budget=120, max_share=0.3), 0)
+    assert np.bincount(pool.languages_N[chosen.rows_B], minlength=3).tolist() == [36, 36, 0]
+    assert chosen.unspent == 48
+
+
+def test_shares_hold_when_near_duplicates_are_refused(pool: Pool, target: Target) -> None:
+    vectors = pool.vectors_ND.copy()
+    vectors[(pool.clusters_N == 3) & (pool.languages_N == 0)] = pool.centroids_KD[3]
+    chosen = select(
+        replace(pool, vectors_ND=vectors), target, Sampling(budget=120, max_share=0.5), 0
+    )
+    assert np.bincount(pool.languages_N[chosen.rows_B], minlength=3).tolist() == [60, 60, 0]
+    mine = (pool.clusters_N[chosen.rows_B] == 3) & (pool.languages_N[chosen.rows_B] == 0)
+    assert mine.sum() <= 1
+
+
+@pytest.mark.parametrize("strategy", ["compass", "uniform"])
+def test_rows_too_far_from_usage_are_never_picked(
+    pool: Pool, target: Target, strategy: str
+) -> None:
+    settings = Sampling(strategy=strategy, budget=5000, max_similarity=1.0, min_similarity=0.7)
+    chosen = select(pool, target, settings, 0)
+    vectors = pool.vectors_ND[chosen.rows_B].astype(np.float32)
+    clusters = pool.clusters_N[chosen.rows_B]
+    own = (vectors * target.prototypes_KD[clusters]).sum(axis=1)
+    nearest = (vectors @ target.prototypes_KD.T).max(axis=1)
+    cosine = np.where(target.prototypes_KD[clusters].any(axis=1), own, nearest)
+    assert cosine.min() >= 0.7
+    assert chosen.far > 0
+    assert len(chosen.rows_B) + chosen.far == chosen.available
+    assert chosen.unspent == 5000 - len(chosen.rows_B)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_strategy_picks_a_contaminated_row(pool: Pool, target: Target, strategy: str) -> None:
+    repeats = np.random.default_rng(3).random(900) < 0.5
+    chosen = select(
+        replace(pool, contaminated_N=repeats), target, Sampling(strategy=strategy, budget=200), 0
+    )
+    assert not repeats[chosen.rows_B].any()
+    assert chosen.contaminated == (repeats & (pool.languages_N != 2)).sum()
+    assert chosen.available == (~repeats & (pool.languages_N != 2)).sum()
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"all", "target_only"}))
+def test_a_budget_in_tokens_takes_the_most_rows_it_pays_for(
+    pool: Pool, target: Target, strategy: str
+) -> None:
+    lengths = np.random.default_rng(4).integers(5, 60, size=900).astype(np.int32)
+    measured = replace(pool, tokens_N=lengths)
+    in_tokens = Sampling(strategy=strategy, budget=2500, budget_unit="tokens")
+    chosen = select(measured, target, in_tokens, 0)
+    assert chosen.tokens == lengths[chosen.rows_B].sum() <= 2500
+    assert chosen.unspent == 2500 - chosen.tokens
+    rows = len(chosen.rows_B)
+    same = select(pool, target, Sampling(strategy=strategy, budget=rows), 0)
+    assert sorted(same.rows_B) == sorted(chosen.rows_B)
+    more = select(pool, target, Sampling(strategy=strategy, budget=rows + 1), 0)
+    assert lengths[more.rows_B].sum() > 2500
+
+
+def test_a_budget_in_tokens_too_small_for_any_row_buys_none(pool: Pool, target: Target) -> None:
+    measured = replace(pool, tokens_N=np.full(900, 50, np.int32))
+    chosen = select(measured, target, Sampling(budget=49, budget_unit="tokens"), 0)
+    assert len(chosen.rows_B) == 0
+    assert chosen.unspent == 49
+
+
+def test_a_learned_ranker_decides_where_there_is_one(pool: Pool, target: Target) -> None:
+    class German:
+        def predict(self, data: np.ndarray) -> np.ndarray:
+            return np.array([1.0, 0.0, 0.0])
+
+    settings = Sampling(strategy="langrank", budget=120)
+    chosen = select(pool, replace(target, ranker=German()), settings, 0)
+    assert set(pool.languages_N[chosen.rows_B].tolist()) == {LANGUAGES.index("de")}
