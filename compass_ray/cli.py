@@ -148,6 +148,49 @@ def compare(
     print(shown)
 
 
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/demo")]
+Usage = Annotated[str, typer.Option(help="Usage log: jsonl or parquet; file, folder or glob")]
+
+
+@app.command()
+def monitor(
+    run: RunPath,
+    usage: Usage,
+    follow: Annotated[bool, typer.Option(help="Go on looking; judge full windows only")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks")] = 60.0,
+    examples: Annotated[bool, typer.Option(help="Keep prompts as examples of what moved")] = True,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Has usage drifted from what the adapters were built for? Exit code 0 stable, 3 drift."""
+    _configure_logging(verbose)
+    from compass_ray.continual.runfolder import RunFolder
+    from compass_ray.continual.watch import Watch, looks, shown
+
+    watch = Watch(RunFolder.open(run), examples=examples)
+    drifted = False
+    for look in looks(watch, usage, every if follow else None):
+        for message in look.messages:
+            print(f"compass-ray: {message}", file=sys.stderr)
+        print(shown(look, as_json), flush=True)
+        drifted = look.drifted
+    if drifted:
+        sys.exit(3)
+
+
+@app.command()
+def rollback(
+    run: RunPath,
+    language: Annotated[str, typer.Option(help="Whose adapter")],
+    to: Annotated[str | None, typer.Option(help="v0001; default: the current one's parent")] = None,
+) -> None:
+    """Make an earlier version of an adapter current again."""
+    from compass_ray.continual.runfolder import RunFolder
+
+    was, current = RunFolder.open(run).registry(language).rollback(to)
+    print(f"{language}: {was.name} -> {current.name} is current")
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine or cluster can do, and what is missing."""

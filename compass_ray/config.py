@@ -261,6 +261,26 @@ class Evaluation(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class Continual(Section):
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["calibrated"] = Field(
+        "calibrated", description="Divergence in bits that is drift, or calibrated to alpha"
+    )
+    alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="Rate at which windows of unchanged usage alarm"
+    )
+    window: Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=r"^[1-9]\d*[mhdw]$")] = (
+        Field(500, description="Prompts of a language, or a time: 30m, 6h, 1d, 1w")
+    )
+    replay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="Share of all rows trained on that is kept to replay"
+    )
+    ewc_lambda: Annotated[float, Field(ge=0)] = 2.0
+    replay_beta: Annotated[float, Field(ge=0)] = 0.1
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.02, description="Accuracy on the old usage that an update may lose and be promoted"
+    )
+
+
 class Resources(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = "auto"
     max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
@@ -276,6 +296,7 @@ class Config(Section):
     sampling: Sampling = Sampling()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    continual: Continual = Continual()
     resources: Resources = Resources()
 
     @field_validator("languages")

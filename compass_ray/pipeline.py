@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, get_args
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, cluster_corpus
 from compass_ray.config import ROLES, Config
+from compass_ray.continual.stage import keepsakes, register
 from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.encoders import check_encoder
 from compass_ray.embedding.stage import Embedded, embed
@@ -28,7 +29,7 @@ from compass_ray.models import check_model
 from compass_ray.report.page import write_report
 from compass_ray.resources import cluster, parallel_languages
 from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
-from compass_ray.training.launch import ADAPTER, LOSS_FILE, Outcome, train_languages
+from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     trained = book.stage(
         "train", lambda: train_languages(config, storage, sampled.subsets), _train_entry
     )
-    book.copy_adapters(trained)
+    kept = keepsakes(config, storage, clustered, sampled.subsets)
+    register(storage, config.run.name, clustered, trained.adapters, kept)
+    book.copy_losses(trained)
     if last < STAGES.index("evaluate"):
         return book.close()
     evaluated = book.stage(
@@ -231,13 +234,9 @@ class _Book:
             names = ("own", "picked", "js_before", "js_after")
             self._result.languages[language] |= {name: summary[name] for name in names}
 
-    def copy_adapters(self, trained: Outcome) -> None:
+    def copy_losses(self, trained: Outcome) -> None:
         self._result.failures = trained.failures
         for language, adapter in trained.adapters.items():
-            for name in adapter.files:
-                if name.startswith(f"{ADAPTER}/"):
-                    target = f"adapters/{language}/v0001/{name.removeprefix(f'{ADAPTER}/')}"
-                    self._copy(adapter, name, target)
             self._copy(adapter, LOSS_FILE, f"losses/{language}.parquet")
 
     def write_scores(self, evaluated: Evaluated) -> None:

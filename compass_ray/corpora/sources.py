@@ -139,6 +139,19 @@ def read_batches(ref: FileRef, batch_rows: int = _BATCH_ROWS) -> Iterator[tuple[
         first += len(batch)
 
 
+def open_stream(ref: FileRef) -> pa.NativeFile:
+    """The bytes of a file as they are stored, from the start.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    place = _Place.of(ref.uri)
+    try:
+        return place.filesystem.open_input_stream(place.path, compression=None)
+    except OSError as error:
+        raise UserError(f"{ref.name}: cannot be read ({_line(error)})") from error
+
+
 def read_files(files: Iterable[FileRef], source: Source, role: Role) -> Iterator[Normalised]:
     """Read files of an entry as rows, up to ``source.rows`` records in all.
 

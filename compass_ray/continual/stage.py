@@ -1,0 +1,164 @@
+"""What a run keeps beside each adapter so that it can be watched and updated later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from compass_ray import artifacts
+from compass_ray.artifacts import Artifact, Storage
+from compass_ray.clustering.stage import CENTROIDS as CENTROIDS_FILE
+from compass_ray.clustering.stage import SPACE as SPACE_FILE
+from compass_ray.clustering.stage import Clustered
+from compass_ray.config import Config
+from compass_ray.continual.anchors import choose_anchors
+from compass_ray.continual.drift import Located
+from compass_ray.continual.reference import REFERENCE, Reference
+from compass_ray.continual.registry import Registry
+from compass_ray.continual.runfolder import CENTROIDS, SPACE
+from compass_ray.records import SCHEMA
+from compass_ray.resources import connect
+from compass_ray.sampling.stage import SUBSET
+from compass_ray.training.launch import ADAPTER
+
+STAGE = "keepsakes"
+VERSION = 1
+ANCHORS = "anchors.parquet"
+ROWS = "rows.parquet"
+KEPT_COLUMNS = [*SCHEMA.names, "cluster"]
+
+
+def keepsakes(
+    config: Config, storage: Storage, clustered: Clustered, subsets: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """Reference usage, rows trained on and anchors of each language, computed or cached."""
+    connect()
+    fraction = config.continual.replay_fraction
+    keys = {
+        language: artifacts.fingerprint(
+            stage=STAGE,
+            version=VERSION,
+            subset=subset.fingerprint,
+            clusters=clustered.artifact.fingerprint,
+            fraction=fraction,
+        )
+        for language, subset in subsets.items()
+    }
+    found = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
+    missing = {
+        language: _keep.remote(clustered, language, subsets[language], keys[language], fraction)
+        for language, artifact in found.items()
+        if artifact is None
+    }
+    made = dict(zip(missing, ray.get(list(missing.values())), strict=True))
+    return {language: found[language] or made[language] for language in subsets}
+
+
+def register(
+    storage: Storage,
+    run: str,
+    clustered: Clustered,
+    adapters: Mapping[str, Artifact],
+    kept: Mapping[str, Artifact],
+) -> None:
+    """Put adapters that a run made into its directory, each as a version that is current.
+
+    An adapter that is there already stays current if it is, or if what is current is an update of
+    it: running a configuration again undoes no update.
+    """
+    for source, target in ((SPACE_FILE, SPACE), (CENTROIDS_FILE, CENTROIDS)):
+        storage.write_bytes(f"runs/{run}/{target}", clustered.artifact.read_bytes(source))
+    for language, adapter in adapters.items():
+        registry = Registry(storage, run, language)
+        version, current = registry.find(adapter.fingerprint), registry.current()
+        if version is None:
+            files = adapter_files(adapter) | {n: kept[language].read_bytes(n) for n in kept_names()}
+            about = {"kind": "run", "parent": None, "fingerprint": adapter.fingerprint}
+            version = registry.add(files, {**about, "rows": kept[language].summary["rows"]})
+        if current is None or not registry.descends_from(current, version):
+            registry.make_current(version, "made by the run")
+
+
+def adapter_files(adapter: Artifact) -> dict[str, bytes]:
+    """The PEFT files of a trained adapter, by name."""
+    prefix = f"{ADAPTER}/"
+    return {
+        name.removeprefix(prefix): adapter.read_bytes(name)
+        for name in adapter.files
+        if name.startswith(prefix)
+    }
+
+
+def kept_names() -> tuple[str, ...]:
+    return (REFERENCE, ROWS, ANCHORS)
+
+
+@ray.remote(num_cpus=1)
+def _keep(
+    clustered: Clustered, language: str, subset: Artifact, fingerprint: str, fraction: float
+) -> Artifact:
+    reference = read_reference(clustered, language)
+    rows = subset.read_table(SUBSET)
+    scores = _with_own_scores(clustered, language, rows, reference)
+    chosen = choose_anchors(rows["cluster"].to_numpy(), scores, reference.counts(), fraction)
+    draft = artifacts.begin(subset.storage, STAGE, fingerprint)
+    draft.write_bytes(REFERENCE, reference.to_bytes())
+    draft.write_table(ROWS, rows.select(KEPT_COLUMNS))
+    draft.write_table(ANCHORS, rows.select(KEPT_COLUMNS).take(chosen))
+    return draft.commit({"language": language, "rows": rows.num_rows, "anchors": len(chosen)})
+
+
+def read_reference(clustered: Clustered, language: str) -> Reference:
+    """Usage of a language as the clustering has it."""
+    space = clustered.read_space()
+    clusters, distances, weights, vectors = [], [], [], []
+    for number, part in enumerate(clustered.parts):
+        if part.part.role != "usage" or language not in part.part.languages:
+            continue
+        table, mine = _rows_of(clustered, number, language, ["weight"])
+        assigned = clustered.read_assignment(number)
+        clusters.append(assigned["cluster"].to_numpy()[mine])
+        distances.append(assigned["distance"].to_numpy()[mine])
+        weights.append(table["weight"].to_numpy()[mine])
+        vectors.append(space.transform(part.read_vectors()[mine], [language] * len(mine)))
+    usage = Located(np.concatenate(clusters), np.concatenate(distances), np.concatenate(weights))
+    k = len(clustered.read_clusters().centroids)
+    return Reference.of(usage, np.concatenate(vectors), k)
+
+
+def _with_own_scores(
+    clustered: Clustered, language: str, rows: pa.Table, reference: Reference
+) -> NDArray[np.float64]:
+    """Cosine to the usage prototype of the cluster; picked rows have theirs, own rows get it."""
+    scores: NDArray[np.float64] = np.array(
+        pc.fill_null(rows["score"], float("nan")).to_pylist(), dtype=np.float64
+    )
+    space, own = clustered.read_space(), dict[str, float]()
+    for number, part in enumerate(clustered.parts):
+        if part.part.role != "train" or language not in part.part.languages:
+            continue
+        table, mine = _rows_of(clustered, number, language, ["id"])
+        vectors = space.transform(part.read_vectors()[mine], [language] * len(mine))
+        wanted = reference.prototypes_KD[
+            clustered.read_assignment(number)["cluster"].to_numpy()[mine]
+        ]
+        cosines = np.einsum("nd,nd->n", vectors, wanted)
+        own |= dict(zip(table["id"].take(mine).to_pylist(), cosines, strict=True))
+    for row in np.flatnonzero(np.isnan(scores)):
+        scores[row] = own.get(rows["id"][int(row)].as_py(), np.nan)
+    return scores
+
+
+def _rows_of(
+    clustered: Clustered, number: int, language: str, columns: list[str]
+) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Columns of a part, and the positions of the language's rows in it."""
+    path = clustered.parts[number].part.path
+    table = clustered.artifact.storage.read_table(path, ["language", *columns])
+    languages = np.array(table["language"].to_pylist())
+    return table, np.flatnonzero(languages == language)

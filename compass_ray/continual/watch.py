@@ -1,0 +1,350 @@
+"""Watching a usage log: new prompts in, windows judged, and a state that survives a kill.
+
+State is in ``<run>/monitor/``: ``state.json`` holds how far each file was read, which prompts wait
+for their window to fill (in ``pending-*.parquet``) and what every window came to. It is replaced
+in one step after each chunk of prompts, so a chunk is counted whole or not at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from compass_ray import records
+from compass_ray.continual.drift import DriftReport, Located
+from compass_ray.continual.monitor import DriftMonitor
+from compass_ray.continual.runfolder import Locator, RunFolder
+from compass_ray.continual.usagelog import Bookmark, Chunk, new_records
+from compass_ray.errors import UserError
+
+STATE = "monitor/state.json"
+EXAMPLES, EXAMPLE_CHARS = 3, 200
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+PENDING_SCHEMA = pa.schema(
+    [
+        pa.field("language", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("weight", pa.float64()),
+        pa.field("timestamp", pa.timestamp("us", tz="UTC")),
+        pa.field("cluster", pa.int32()),
+        pa.field("distance", pa.float32()),
+    ]
+)
+
+
+@dataclass
+class State:
+    """What is kept between two looks at the log.
+
+    Attributes:
+        bookmarks: how far each file was read.
+        pending: file of the prompts that wait, None if none do.
+        windows: what each window came to, in the order they were judged.
+        counted: prompts counted by language, those without an adapter too.
+        set_aside: records that were no prompts.
+    """
+
+    bookmarks: list[dict[str, Any]] = field(default_factory=list)
+    pending: str | None = None
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    counted: dict[str, int] = field(default_factory=dict)
+    set_aside: int = 0
+
+
+@dataclass
+class Look:
+    """What one look at the log brought.
+
+    Attributes:
+        prompts: new prompts by language.
+        windows: windows judged now.
+        messages: what a person should know, a line each.
+        standing: verdict of each language's newest window against its current adapter.
+    """
+
+    prompts: Counter[str] = field(default_factory=Counter)
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    standing: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def drifted(self) -> bool:
+        return any(window["drifted"] for window in self.standing.values())
+
+
+class Watch:
+    """Looks at a log again and again.
+
+    Args:
+        run: the finished run.
+        examples: keep prompts as examples; without it no text of a prompt is written anywhere.
+        keep_drifted: write the prompts of windows that drifted to ``monitor/drifted/``.
+
+    Raises:
+        UserError: no language of the run has an adapter.
+    """
+
+    def __init__(self, run: RunFolder, examples: bool = True, keep_drifted: bool = False) -> None:
+        self._run = run
+        self._examples = examples
+        self._keep_drifted = keep_drifted
+        self._window = run.config.continual.window
+        self._locator = Locator(run)
+        languages = run.languages()
+        if not languages:
+            raise UserError(f"run {run.name}: no language has an adapter, so nothing to watch")
+        self._monitors = {lang: DriftMonitor(run, lang, self._locator) for lang in languages}
+        self._state = self._read_state()
+
+    def look(self, path: str, close: bool) -> Look:
+        """Count what is new in ``path`` and judge every window that is full.
+
+        Args:
+            path: file, folder or glob of the log.
+            close: judge the prompts that are left over as a window, too.
+
+        Raises:
+            UserError: there is no such file, or more than half of a chunk's records are no
+                prompts; what was counted before it stays counted.
+        """
+        look = Look()
+        self._refresh()
+        bookmarks = [Bookmark(**told) for told in self._state.bookmarks]
+        for chunk in new_records(path, bookmarks):
+            self._take(chunk, look)
+        if close:
+            self._judge(self._pending(), look, close=True)
+        self._tell(path, look)
+        return look
+
+    def _refresh(self) -> None:
+        """Take notice of versions that became current in the meantime."""
+        for language in self._monitors:
+            if self._run.current(language).number != self._monitors[language].version.number:
+                self._monitors[language] = DriftMonitor(self._run, language, self._locator)
+
+    def _take(self, chunk: Chunk, look: Look) -> None:
+        fill = self._run.config.languages[0] if len(self._run.config.languages) == 1 else None
+        rows = records.to_rows(chunk.records, role="usage", language=fill, source=chunk.name)
+        refused = [
+            f"{chunk.name}:{chunk.numbers[told['row']]}: {told['reason']}; set aside"
+            for told in rows.rejected.to_pylist()
+        ]
+        problems = [*chunk.broken, *refused]
+        if len(problems) > (len(chunk.records) + len(chunk.broken)) / 2:
+            raise UserError(f"{problems[0]} ({len(problems):,} such records; is it a usage log?)")
+        look.messages += [*problems[:5], *([chunk.waiting] if chunk.waiting else [])]
+        if len(problems) > 5:
+            look.messages.append(f"{chunk.name}: {len(problems) - 5} more records set aside")
+        counts = Counter(rows.rows["language"].to_pylist())
+        located = [self._locate(rows.rows, language) for language in counts]
+        pending = pa.concat_tables([self._pending(), *(t for t in located if t is not None)])
+        look.prompts += counts
+        self._state.bookmarks = [asdict(bookmark) for bookmark in chunk.bookmarks]
+        self._state.counted = dict(Counter(self._state.counted) + counts)
+        self._state.set_aside += len(problems)
+        self._judge(pending, look, close=False)
+
+    def _locate(self, rows: pa.Table, language: str) -> pa.Table | None:
+        if language not in self._monitors:
+            return None
+        mine = rows.filter(pc.equal(rows["language"], language))
+        weights = mine["weight"].to_pylist()
+        located = self._locator.locate(mine["prompt"].to_pylist(), language, weights)
+        table = mine.append_column("cluster", pa.array(located.clusters_N))
+        table = table.append_column("distance", pa.array(located.distances_N))
+        if not (self._examples or self._keep_drifted):
+            index = table.schema.get_field_index("prompt")
+            table = table.set_column(index, "prompt", pa.nulls(table.num_rows, pa.string()))
+        return table.select(PENDING_SCHEMA.names).cast(PENDING_SCHEMA)
+
+    def _judge(self, pending: pa.Table, look: Look, close: bool) -> None:
+        """Judge full windows, and write the state with what is left."""
+        left = []
+        languages = pending["language"].to_pylist()
+        for language in dict.fromkeys(languages):
+            rows = pending.filter(pc.equal(pending["language"], language))
+            *full, rest = self._cut(rows)
+            if close and rest.num_rows:
+                full, rest = [*full, rest], rest[:0]
+            for window in full:
+                look.windows.append(self._verdict(language, window))
+                self._state.windows.append(look.windows[-1])
+            left.append(rest)
+        self._write_state(pa.concat_tables(left) if left else pending)
+
+    def _cut(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Full windows, then what is left of the last one."""
+        if isinstance(self._window, int):
+            size = self._window
+            yield from (rows[start : start + size] for start in range(0, len(rows) + 1, size))
+            return
+        length = timedelta(**{_UNITS[self._window[-1]]: int(self._window[:-1])})
+        stamps = rows["timestamp"].to_pylist()
+        if None in stamps:
+            raise UserError(
+                f"continual.window: {self._window} needs a timestamp in every record; "
+                f"{stamps.count(None)} prompts have none"
+            )
+        period = np.array([(stamp - _EPOCH) // length for stamp in stamps])
+        yield from (rows.filter(pa.array(period == number)) for number in np.unique(period))
+
+    def _verdict(self, language: str, rows: pa.Table) -> dict[str, Any]:
+        monitor = self._monitors[language]
+        located = Located(
+            rows["cluster"].to_numpy(), rows["distance"].to_numpy(), rows["weight"].to_numpy()
+        )
+        report = monitor.check(located)
+        number = 1 + sum(told["language"] == language for told in self._state.windows)
+        stamps = [stamp for stamp in rows["timestamp"].to_pylist() if stamp is not None]
+        told = {
+            "language": language,
+            "window": number,
+            "version": monitor.version.name,
+            "judged": datetime.now(UTC).isoformat(timespec="seconds"),
+            "first": min(stamps).isoformat() if stamps else None,
+            "last": max(stamps).isoformat() if stamps else None,
+            "drifted": report.drifted,
+            **asdict(report),
+        }
+        if self._examples:
+            for move in told["moves"]:
+                move["examples"] = _examples(rows, rows["cluster"].to_numpy() == move["cluster"])
+            far = rows["distance"].to_numpy() > report.cutoff
+            told["novel_examples"] = _examples(rows, far)
+        if self._keep_drifted and report.drifted:
+            told["kept"] = f"monitor/drifted/{language}-{number:04d}.parquet"
+            kept = rows.select(["language", "prompt", "weight", "timestamp"])
+            self._run.storage.write_table(self._run.path(told["kept"]), kept)
+        _set_gauges(language, report)
+        return told
+
+    def _tell(self, path: str, look: Look) -> None:
+        for language, count in look.prompts.items():
+            if language not in self._monitors:
+                look.messages.append(
+                    f"{language}: {count:,} prompts, but run {self._run.name} has no adapter for "
+                    f"it (it has {', '.join(self._monitors)}); counted, not judged"
+                )
+        if not look.prompts:
+            total = sum(self._state.counted.values())
+            look.messages.append(
+                f"{path}: nothing new; the {total:,} prompts counted before stay counted once"
+                if total
+                else f"{path}: no prompts, an empty window says nothing"
+            )
+        for told in self._state.windows:
+            monitor = self._monitors.get(told["language"])
+            if monitor is not None and told["version"] == monitor.version.name:
+                look.standing[told["language"]] = told
+
+    def _pending(self) -> pa.Table:
+        if self._state.pending is None:
+            return PENDING_SCHEMA.empty_table()
+        return self._run.storage.read_table(self._run.path(f"monitor/{self._state.pending}"))
+
+    def _read_state(self) -> State:
+        path = self._run.path(STATE)
+        storage = self._run.storage
+        return State(**storage.read_json(path)) if storage.exists(path) else State()
+
+    def _write_state(self, pending: pa.Table) -> None:
+        """New pending prompts under a new name, then the state that names them, in one step."""
+        storage, before = self._run.storage, self._state.pending
+        number = int(before.split("-")[1].split(".")[0]) + 1 if before else 1
+        self._state.pending = f"pending-{number:06d}.parquet"
+        storage.write_table(self._run.path(f"monitor/{self._state.pending}"), pending)
+        storage.write_json(self._run.path(STATE), asdict(self._state))
+        for name in storage.list_files(self._run.path("monitor")):
+            if name.startswith("pending-") and name != self._state.pending:
+                storage.filesystem.delete_file(storage.path(self._run.path(f"monitor/{name}")))
+
+
+def _examples(rows: pa.Table, chosen_N: np.ndarray) -> list[str]:
+    prompts = rows["prompt"].take(np.flatnonzero(chosen_N)[:EXAMPLES]).to_pylist()
+    return [p if len(p) <= EXAMPLE_CHARS else f"{p[:EXAMPLE_CHARS]}…" for p in prompts]
+
+
+def _set_gauges(language: str, report: DriftReport) -> None:
+    """Ray's metrics, where a Ray is running; they reach its Prometheus endpoint."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    values = {
+        "divergence": report.divergence,
+        "threshold": report.threshold,
+        "novel_share": report.novel_share,
+        "drifted": float(report.drifted),
+    }
+    for name, value in values.items():
+        _gauge(name).set(value, tags={"language": language})
+
+
+@functools.cache
+def _gauge(name: str) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"compass_drift_{name}", f"{name} of the newest window", ("language",))
+
+
+def looks(watch: Watch, path: str, every: float | None) -> Iterator[Look]:
+    """One look that closes the last window, or, every so many seconds, looks that brought news.
+
+    Raises:
+        UserError: as ``Watch.look``.
+    """
+    if every is None:
+        yield watch.look(path, close=True)
+        return
+    while True:
+        look = watch.look(path, close=False)
+        if look.prompts or look.windows:
+            yield look
+        time.sleep(every)
+
+
+def shown(look: Look, as_json: bool) -> str:
+    """What a look came to, for a person or, in one line, for a script."""
+    if not as_json:
+        return table(look)
+    told = {"drifted": look.drifted, "prompts": dict(look.prompts), "windows": look.windows}
+    return json.dumps({**told, "standing": look.standing}, ensure_ascii=False)
+
+
+def table(look: Look) -> str:
+    """The windows of a look, a line each, and what moved in those that drifted."""
+    lines = []
+    for told in look.windows or look.standing.values():
+        verdict = "drift" if told["drifted"] else "stable"
+        lines.append(
+            f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts  "
+            f"divergence {told['divergence']:.3f} (threshold {told['threshold']:.3f})  "
+            f"novel {told['novel_share']:.1%} (threshold {told['novel_threshold']:.1%})  {verdict}"
+        )
+        if not told["drifted"]:
+            continue
+        for move in told["moves"]:
+            share = f"{move['before']:.1%} -> {move['after']:.1%}"
+            lines.append(f"      cluster {move['cluster']:>3}: {share:<16} {_first(move)}".rstrip())
+        if told["novel"]:
+            shown = told.get("novel_examples", [])
+            lines += [f"      novel: {json.dumps(text, ensure_ascii=False)}" for text in shown]
+    return "\n".join(lines)
+
+
+def _first(move: dict[str, Any]) -> str:
+    examples = move.get("examples")
+    return json.dumps(examples[0], ensure_ascii=False) if examples else ""

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from compass_ray import cli
+from compass_ray.artifacts import Storage
+from compass_ray.continual.monitor import DriftMonitor
+from compass_ray.continual.runfolder import RunFolder
+from compass_ray.continual.watch import Watch
+from compass_ray.errors import UserError
+
+from .conftest import prompts, write_log
+
+MakeRun = Callable[..., Path]
+Command = Callable[..., tuple[int, str, str]]
+
+
+def stable(count: int, seed: int) -> list[str]:
+    texts = prompts("sum", count // 2, seed) + prompts("capital", count - count // 2, seed)
+    random.Random(seed).shuffle(texts)
+    return texts
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Command]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["compass-ray", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(stop.value.code or 0), out, err
+
+    yield run
+    logging.getLogger("compass_ray").handlers.clear()
+
+
+def test_stable_usage_exits_0_and_drift_3_and_the_same_window_counts_once(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    run = make_run()
+    log = write_log(tmp_path / "monday.jsonl", stable(20, 2))
+    code, out, _ = command("monitor", run, "--usage", log)
+    assert code == 0 and "stable" in out
+    moved = write_log(tmp_path / "tuesday.jsonl", prompts("weather", 20, 2))
+    code, out, _ = command("monitor", run, "--usage", moved, "--json")
+    told = json.loads(out)
+    assert code == 3 and told["drifted"] and told["windows"][0]["window"] == 2
+    assert "regnen" in told["windows"][0]["moves"][0]["examples"][0]
+    code, out, err = command("monitor", run, "--usage", moved, "--json")
+    assert code == 3 and json.loads(out)["windows"] == []
+    assert "nothing new; the 40 prompts counted before stay counted once" in err
+
+
+def test_prompts_of_a_new_kind_are_novel(make_run: MakeRun) -> None:
+    report = DriftMonitor(str(make_run()), "de").check(stable(12, 3) + prompts("novel", 12, 3))
+    assert report.novel and report.drifted
+    assert report.novel_share > 0.4 > report.novel_threshold
+
+
+def test_windows_fill_over_looks_and_a_kill_between_them_changes_nothing(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = RunFolder.open(str(make_run()))
+    texts = stable(48, 4)
+    log = write_log(tmp_path / "usage.jsonl", texts[:12])
+    windows = []
+    for end in (12, 28, 48):
+        write_log(log, texts[:end])
+        # A new Watch knows only what the last one wrote down, as after a kill.
+        windows += Watch(run).look(str(log), close=False).windows
+    assert [told["rows"] for told in windows] == [20, 20]
+    rest = Watch(run).look(str(log), close=True)
+    assert [told["rows"] for told in rest.windows] == [8]
+    state = run.storage.read_json(run.path("monitor/state.json"))
+    assert state["counted"] == {"de": 48}
+
+
+def test_a_kill_before_the_state_is_written_leaves_the_chunk_to_be_counted_again(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.open(str(make_run()))
+    log = write_log(tmp_path / "usage.jsonl", stable(24, 5))
+
+    def killed(self: Storage, path: str, value: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Watch(run).look(str(log), close=False)
+    look = Watch(run).look(str(log), close=True)
+    assert [told["rows"] for told in look.windows] == [20, 4]
+
+
+def test_broken_lines_strange_languages_and_huge_prompts_are_told_and_lose_nothing(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    run = make_run()
+    log = write_log(tmp_path / "usage.jsonl", [*stable(18, 6), "lang" * 25_000])
+    with log.open("a") as file:
+        file.write('{"text": "half a li\n{"text": "Habari?", "language": "sw"}\n{"text": 3}\n')
+        file.write('{"text": "¿Y esto?", "language": "es"}\n')
+    code, out, err = command("monitor", run, "--usage", log, "--json")
+    assert code == 0
+    assert f"{log}:20: not valid JSON" in err and f"{log}:22: text is not text: 3" in err
+    assert "sw: 1 prompts, but run made has no adapter" in err
+    assert "es: 1 prompts, but run made has no adapter" in err
+    assert json.loads(out)["prompts"] == {"de": 19, "sw": 1, "es": 1}
+    code, _, err = command("monitor", run, "--usage", log)
+    assert code == 0 and "nothing new; the 21 prompts" in err
+
+
+def test_an_empty_log_a_wrong_file_and_a_wrong_run_are_each_one_line(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    run = make_run()
+    empty = write_log(tmp_path / "empty.jsonl", [])
+    code, out, err = command("monitor", run, "--usage", empty)
+    assert (code, out.strip()) == (0, "") and "an empty window says nothing" in err
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text("nothing\nof\nthis is JSON\n")
+    code, _, err = command("monitor", run, "--usage", wrong)
+    assert code == 2 and "wrong.jsonl:1: not valid JSON" in err
+    code, _, err = command("monitor", tmp_path, "--usage", empty)
+    assert code == 2 and "no run; expected the folder of one" in err
+
+
+def test_no_examples_means_no_text_on_disk(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run()
+    log = write_log(tmp_path / "usage.jsonl", prompts("weather", 24, 7))
+    Watch(RunFolder.open(str(folder)), examples=False).look(str(log), close=False)
+    for file in (folder / "monitor").iterdir():
+        assert b"regnen" not in file.read_bytes()
+
+
+def test_windows_of_a_day_are_cut_by_timestamp(make_run: MakeRun, tmp_path: Path) -> None:
+    run = RunFolder.open(str(make_run(window="1d")))
+    log = tmp_path / "usage.jsonl"
+    stamps = ["2026-05-01T10:00:00Z"] * 3 + ["2026-05-02T00:00:00Z"] * 2
+    rows = [
+        {"text": text, "language": "de", "timestamp": stamp}
+        for text, stamp in zip(stable(5, 8), stamps, strict=True)
+    ]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [told["rows"] for told in Watch(run).look(str(log), close=False).windows] == [3]
+    write_log(tmp_path / "more.jsonl", ["Was ist 1 plus 1?"])
+    with pytest.raises(UserError, match="needs a timestamp in every record"):
+        Watch(run).look(str(tmp_path / "more.jsonl"), close=False)
+    assert [told["rows"] for told in Watch(run).look(str(log), close=True).windows] == [2]
