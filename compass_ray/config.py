@@ -104,6 +104,9 @@ class Embedding(Section):
     components: Annotated[int, Field(ge=0)] = Field(
         0, description="Top directions of the language means to remove as well"
     )
+    topics: Annotated[int, Field(ge=0)] = Field(
+        0, description="Topics within which languages are centred once more (neutral space)"
+    )
     batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
     actors: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
     threads: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
@@ -117,6 +120,7 @@ class Embedding(Section):
             "space": self.space,
             "shrinkage": self.shrinkage,
             "components": self.components,
+            "topics": self.topics if self.space == "neutral" else 0,
         }
 
 

@@ -31,13 +31,12 @@ from compass_ray.clustering.layout import layout
 from compass_ray.clustering.sample import balanced_shares, draw
 from compass_ray.config import Config
 from compass_ray.corpora.stage import Corpus, Part
+from compass_ray.embedding.local import LocalSpace, Space, load_space
 from compass_ray.embedding.space import (
     NeutralSpace,
     RawSpace,
-    Space,
     add_sums,
     language_sums,
-    load_space,
 )
 from compass_ray.embedding.stage import Embedded, EmbeddedPart
 from compass_ray.errors import UserError
@@ -105,7 +104,6 @@ def cluster_corpus(
 
     sums = _merge_sums(map_parts(work, _summing, actors=slots, cpus=1))
     space, from_usage = _build_space(config, sums)
-    draft.write_bytes(SPACE, _saved(space))
 
     shares = balanced_shares(corpus.languages("auxiliary"), config.clustering.fit_rows)
     sampling = [
@@ -114,9 +112,10 @@ def cluster_corpus(
     sampled = sum(map_parts(sampling, partial(_sampling, space), actors=slots, cpus=1))
     log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
     on_gpu = 1 if cluster().gpus and config.clustering.backend in ("auto", "cuml") else 0
-    fitted: _Fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft))
+    fitted: _Fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft, space))
 
-    choice = fitted.choice
+    choice, space = fitted.choice, fitted.space
+    draft.write_bytes(SPACE, _saved(space))
     counts = _add_counts(
         map_parts(work, partial(_assigning, space, choice.clusters), actors=slots, cpus=1)
     )
@@ -212,12 +211,13 @@ def _sampling(space: Space) -> Callable[[_Work], int]:
 
 @dataclass(frozen=True)
 class _Fitted:
+    space: Space
     choice: Choice
     diagnostics: Diagnostics
 
 
 @ray.remote(num_cpus=1)
-def _fit(config: Config, draft: Draft) -> _Fitted:
+def _fit(config: Config, draft: Draft, space: Space) -> _Fitted:
     storage = draft.storage
     raw, vectors, languages, subjects = [], [], [], []
     folder = draft.path("sample")
@@ -232,13 +232,16 @@ def _fit(config: Config, draft: Draft) -> _Fitted:
         languages += table["language"].to_pylist()
         subjects += table["subject"].to_pylist()
     sample = np.concatenate(vectors)
-    seed = config.run.seed
+    seed, topics = config.run.seed, config.embedding.topics
+    if topics and isinstance(space, NeutralSpace):
+        space = LocalSpace.fit(space, sample, languages, topics, seed)
+        sample = space.refine(sample, languages)
     choice = fit_clusters(sample, config.clustering, seed)
     draft.write_bytes(CENTROIDS, _saved(choice.clusters))
     raws = np.concatenate(raw)
     found = diagnose(raws, sample, choice.clusters, languages, subjects, seed)
     storage.delete_dir(folder)
-    return _Fitted(choice, found)
+    return _Fitted(space, choice, found)
 
 
 Counts = dict[str, NDArray[np.int64]]

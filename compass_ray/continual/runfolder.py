@@ -22,7 +22,7 @@ from compass_ray.continual.drift import Located
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Registry, Version
 from compass_ray.embedding.encoders import BUNDLED, Encoder, check_encoder, load_encoder
-from compass_ray.embedding.space import Space, load_space
+from compass_ray.embedding.local import Space, load_space
 from compass_ray.errors import UserError
 
 # Encoders read 512 tokens or so; the bundled one would read on, for minutes, through a pasted file.

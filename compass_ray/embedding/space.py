@@ -171,26 +171,21 @@ class NeutralSpace:
         centres_LD = np.vstack([self.centres, self.global_mean])
         index_N = np.array([known.get(name, -1) for name in names], dtype=np.int64)[codes_N]
         unit_ND = np.empty(X_ND.shape, dtype=np.float32)
-        for rows in _blocks(len(X_ND)):
+        for rows in blocks(len(X_ND)):
             block_BD = X_ND[rows].astype(np.float64)
             centred_BD = block_BD - centres_LD[index_N[rows]]
             centred_BD -= centred_BD @ self.directions.T @ self.directions
-            unit_ND[rows] = _unit(centred_BD, ROUNDING * np.linalg.norm(block_BD, axis=1))
+            unit_ND[rows] = unit(centred_BD, ROUNDING * np.linalg.norm(block_BD, axis=1))
         return unit_ND
 
     def save(self, path: PathOrFile) -> None:
         """Write the space to a path, or an open binary file, in npz format without pickle."""
-        _save(
-            path,
-            kind="neutral",
-            shrinkage=self.shrinkage,
-            components=self.components,
-            languages=self.languages,
-            counts=self.counts,
-            centres=self.centres,
-            global_mean=self.global_mean,
-            directions=self.directions,
-        )
+        save_arrays(path, kind="neutral", **self.arrays())
+
+    def arrays(self) -> dict[str, Any]:
+        """All that ``of`` needs to make the space again."""
+        learned = ("languages", "counts", "centres", "global_mean", "directions")
+        return {name: getattr(self, name) for name in ("shrinkage", "components", *learned)}
 
     @classmethod
     def load(cls, path: PathOrFile) -> NeutralSpace:
@@ -199,10 +194,11 @@ class NeutralSpace:
         Raises:
             ValueError: the file holds something else.
         """
-        return cls._of(_read(path, "neutral"))
+        return cls.of(read_arrays(path, "neutral"))
 
     @classmethod
-    def _of(cls, stored: Mapping[str, NDArray[Any]]) -> NeutralSpace:
+    def of(cls, stored: Mapping[str, NDArray[Any]]) -> NeutralSpace:
+        """The space of which these are the ``arrays``."""
         space = cls(float(stored["shrinkage"]), int(stored["components"]))
         space.languages = tuple(stored["languages"].tolist())
         space.counts = stored["counts"]
@@ -242,13 +238,13 @@ class RawSpace:
         X_ND = _matrix(X)
         _coded(languages, len(X_ND))
         unit_ND = np.empty(X_ND.shape, dtype=np.float32)
-        for rows in _blocks(len(X_ND)):
-            unit_ND[rows] = _unit(X_ND[rows].astype(np.float64), 0.0)
+        for rows in blocks(len(X_ND)):
+            unit_ND[rows] = unit(X_ND[rows].astype(np.float64), 0.0)
         return unit_ND
 
     def save(self, path: PathOrFile) -> None:
         """Write that the space is raw, to a path or an open binary file."""
-        _save(path, kind="raw")
+        save_arrays(path, kind="raw")
 
     @classmethod
     def load(cls, path: PathOrFile) -> RawSpace:
@@ -257,24 +253,11 @@ class RawSpace:
         Raises:
             ValueError: the file holds something else.
         """
-        _read(path, "raw")
+        read_arrays(path, "raw")
         return cls()
 
 
-Space = NeutralSpace | RawSpace
-
-
-def load_space(path: PathOrFile) -> Space:
-    """Read a space of either kind.
-
-    Raises:
-        ValueError: the file holds no space.
-    """
-    stored = _read(path, "neutral", "raw")
-    return NeutralSpace._of(stored) if stored["kind"] == "neutral" else RawSpace()
-
-
-def _unit(vectors_BD: FloatArray, rounding_B: FloatArray | float) -> FloatArray:
+def unit(vectors_BD: FloatArray, rounding_B: FloatArray | float) -> FloatArray:
     """Rows at length 1; those no longer than ``rounding_B`` become 0."""
     length_B = np.linalg.norm(vectors_BD, axis=1)
     if not np.isfinite(length_B).all():
@@ -309,11 +292,12 @@ def _coded(languages: Languages, rows: int) -> tuple[list[str], NDArray[np.int64
     return names.tolist(), codes_N
 
 
-def _blocks(rows: int) -> Iterable[slice]:
+def blocks(rows: int) -> Iterable[slice]:
     return (slice(start, start + BLOCK_ROWS) for start in range(0, rows, BLOCK_ROWS))
 
 
-def _save(path: PathOrFile, **arrays: Any) -> None:
+def save_arrays(path: PathOrFile, **arrays: Any) -> None:
+    """Write npz to exactly this path or open file."""
     if isinstance(path, str | os.PathLike):
         with open(path, "wb") as file:  # savez would add .npz to a bare path
             np.savez(file, **arrays)
@@ -321,7 +305,12 @@ def _save(path: PathOrFile, **arrays: Any) -> None:
         np.savez(path, **arrays)
 
 
-def _read(path: PathOrFile, *kinds: str) -> dict[str, NDArray[Any]]:
+def read_arrays(path: PathOrFile, *kinds: str) -> dict[str, NDArray[Any]]:
+    """What ``save_arrays`` wrote.
+
+    Raises:
+        ValueError: it is no space of these kinds.
+    """
     stored: dict[str, NDArray[Any]] = {}
     archive = np.load(path, allow_pickle=False)
     if isinstance(archive, np.lib.npyio.NpzFile):

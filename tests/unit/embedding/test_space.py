@@ -5,12 +5,12 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
+from compass_ray.embedding.local import load_space
 from compass_ray.embedding.space import (
     NeutralSpace,
     RawSpace,
     add_sums,
     language_sums,
-    load_space,
 )
 
 
@@ -233,5 +233,5 @@ def test_loading_refuses_a_file_of_another_kind(tmp_path):
     np.savez(tmp_path / "other.npz", centroids=np.ones(3))
     with pytest.raises(ValueError, match=r"raw\.npz: no saved neutral space"):
         NeutralSpace.load(tmp_path / "raw.npz")
-    with pytest.raises(ValueError, match="no saved neutral or raw space"):
+    with pytest.raises(ValueError, match="no saved neutral or raw or local space"):
         load_space(tmp_path / "other.npz")
