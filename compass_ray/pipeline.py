@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeVar, get_args
 
 from compass_ray.artifacts import Artifact, Storage
-from compass_ray.clustering.stage import Clustered, cluster_corpus
+from compass_ray.clustering.stage import MAP, Clustered, cluster_corpus
 from compass_ray.config import ROLES, Config
 from compass_ray.continual.stage import keepsakes, register
 from compass_ray.corpora.stage import Corpus, read_corpora
@@ -68,6 +68,7 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     clustered = book.stage(
         "cluster", lambda: cluster_corpus(config, storage, corpus, embedded), _cluster_entry
     )
+    book.copy_map(clustered)
     if last < STAGES.index("sample"):
         return book.close()
     sampled = book.stage("sample", lambda: sample(config, storage, clustered), _sample_entry)
@@ -225,6 +226,9 @@ class _Book:
         self._write_manifest()
         log.info("%s: %s in %.1f s", name, "reused" if _all_reused(entry) else "done", seconds)
         return result
+
+    def copy_map(self, clustered: Clustered) -> None:
+        self._copy(clustered.artifact, MAP, "clusters.parquet")
 
     def copy_subsets(self, sampled: Sampled) -> None:
         for language, subset in sampled.subsets.items():

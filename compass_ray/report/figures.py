@@ -1,71 +1,23 @@
-"""Numbers to inline SVG.
-
-Colours are CSS variables named after ``PALETTE``, which the page around the figure sets, so one
-drawing serves light and dark. Text stays text, in the page's font. Knows nothing of runs or files.
-"""
+"""Numbers to inline SVG, one function a figure. Knows nothing of runs or files."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import io
-import re
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-# name: (on light paper, on dark paper). The light ones must differ, see _Tag.
-PALETTE: Mapping[str, tuple[str, str]] = {
-    "paper": ("#fdfcf9", "#15181c"),
-    "ink": ("#1d2227", "#e8e5df"),
-    "muted": ("#5c656f", "#9ea7b1"),
-    "rule": ("#dedad2", "#343b43"),
-    "target": ("#cf550b", "#ff9b58"),
-    "before": ("#3e4957", "#d4dbe4"),
-    "after": ("#4f97d3", "#2f7cc4"),
-    "line0": ("#0b6fae", "#5cb6ea"),
-    "line1": ("#d55e02", "#ff8f4d"),
-    "line2": ("#07916b", "#2fc79b"),
-    "line3": ("#b8578f", "#e39bc4"),
-    "line4": ("#b98000", "#f0b93a"),
-    "line5": ("#6b6b6b", "#c0c0c0"),
-}
-_LIGHT = {name: light for name, (light, _) in PALETTE.items()}
+from compass_ray.report.svg import FONT, LIGHT, PALETTE, axes_of, style, svg
+
 _DASHES = ("solid", "dashed", "dotted")
 
 # Figures are drawn this wide (CSS pixels), so that on a phone their text shrinks by a fifth only.
 WIDTH = 460
-_FONT = 12
 _MOST_POINTS = 400
-
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "compass",
-    "text.parse_math": False,
-    "font.size": _FONT,
-    "text.color": _LIGHT["ink"],
-    "axes.labelcolor": _LIGHT["muted"],
-    "axes.edgecolor": _LIGHT["rule"],
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "grid.color": _LIGHT["rule"],
-    "grid.linewidth": 0.8,
-    "xtick.color": _LIGHT["rule"],
-    "ytick.color": _LIGHT["rule"],
-    "xtick.labelcolor": _LIGHT["muted"],
-    "ytick.labelcolor": _LIGHT["ink"],
-}
 
 
 def line_style(index: int) -> tuple[str, str]:
@@ -85,38 +37,38 @@ def gap_bars(
         label: what the figure shows, for those who do not see it.
     """
     rows_C = np.arange(len(labels))
-    with _style():
+    with style():
         figure, axes = _row_axes(labels, 18.0, "share of rows in the cluster (0 to 1)")
-        axes.barh(rows_C, np.asarray(after), 0.7, color=_LIGHT["after"], clip_on=False)
-        axes.barh(rows_C, np.asarray(before), 0.26, color=_LIGHT["before"], clip_on=False)
+        axes.barh(rows_C, np.asarray(after), 0.7, color=LIGHT["after"], clip_on=False)
+        axes.barh(rows_C, np.asarray(before), 0.26, color=LIGHT["before"], clip_on=False)
         axes.vlines(
             np.asarray(target),
             rows_C - 0.44,
             rows_C + 0.44,
-            color=_LIGHT["target"],
+            color=LIGHT["target"],
             linewidth=2.4,
             clip_on=False,
         )
         axes.set_xlim(0, 1.04 * _largest(target, before, after))
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def subject_bars(labels: Sequence[str], own: ArrayLike, picked: ArrayLike, *, label: str) -> str:
     """Two bars a subject: own rows and picked rows [S], S ≥ 1, with their counts."""
     rows_S = np.arange(len(labels))
     largest = _largest(own, picked)
-    with _style():
+    with style():
         figure, axes = _row_axes(labels, 30.0, "rows")
         for counts, offset, colour in ((own, -0.19, "before"), (picked, 0.19, "after")):
             counts_S = np.asarray(counts)
-            axes.barh(rows_S + offset, counts_S, 0.34, color=_LIGHT[colour], clip_on=False)
+            axes.barh(rows_S + offset, counts_S, 0.34, color=LIGHT[colour], clip_on=False)
             for row, count in zip(rows_S, counts_S, strict=True):
                 place = (count + 0.012 * largest, row + offset)
-                axes.text(*place, f"{count:,}", va="center", color=_LIGHT["muted"], fontsize=10.5)
+                axes.text(*place, f"{count:,}", va="center", color=LIGHT["muted"], fontsize=10.5)
         axes.set_xlim(0, 1.15 * largest)
         axes.xaxis.set_major_formatter(_thousands)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def heat_map(
@@ -128,10 +80,10 @@ def heat_map(
     upright = len(named_T) > 5
     cell = 46.0 if upright else max(56.0, max(map(_text_width, named_T)) + 10)
     left = _label_room(sources) + 20  # for "picked from" beside the names
-    top = 34 + (max(map(_text_width, named_T)) if upright else _FONT)
+    top = 34 + (max(map(_text_width, named_T)) if upright else FONT)
     width, height = left + cell * len(named_T) + 12, top + 22 * len(sources) + 10
-    with _style():
-        figure, axes = _axes((width, height), left, 12, top, 10)
+    with style():
+        figure, axes = axes_of((width, height), left, 12, top, 10)
         for (row, column), count in np.ndenumerate(counts):
             _heat_cell(axes, row, column, int(count), float(count) / _largest(counts))
         axes.set(xlim=(0, len(named_T)), ylim=(len(sources), 0))
@@ -139,23 +91,70 @@ def heat_map(
         axes.set_xticks(
             np.arange(len(named_T)) + 0.5, named_T, rotation=90 if upright else 0, ha="center"
         )
-        axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=_LIGHT["ink"])
+        axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=LIGHT["ink"])
         axes.set_xlabel("picked for")
         axes.xaxis.set_label_position("top")
         axes.set_ylabel("picked from")
         axes.spines[:].set_visible(False)
-        return _svg(figure, label)
+        return svg(figure, label)
+
+
+def cluster_map(
+    places_K2: ArrayLike,
+    sizes: ArrayLike,
+    colours: Sequence[str],
+    strengths: ArrayLike,
+    *,
+    label: str,
+) -> str:
+    """A dot a cluster: its area is how many rows it has, its strength how much its colour holds.
+
+    Args:
+        places_K2: where clusters lie [K, 2].
+        sizes: rows of each [K].
+        colours: names out of ``PALETTE`` [K].
+        strengths: 0 to 1 [K].
+        label: what the figure shows, for those who do not see it.
+    """
+    places, rows_K = np.asarray(places_K2), np.asarray(sizes, dtype=np.float64)
+    shades = [
+        (LIGHT[colour], 0.12 + 0.88 * float(strength))
+        for colour, strength in zip(colours, np.asarray(strengths), strict=True)
+    ]
+    with style():
+        figure, axes = axes_of((WIDTH, 340), 10, 10, 10, 10)
+        areas_K = 260 * rows_K / _largest(rows_K) + 6
+        axes.scatter(
+            *places.T, s=areas_K, c=shades, edgecolors=LIGHT["muted"], linewidths=0.5, clip_on=False
+        )
+        axes.set(xticks=[], yticks=[])
+        axes.margins(0.06)
+        axes.spines[:].set_visible(False)
+        return svg(figure, label)
+
+
+def choice_curve(ks: ArrayLike, scores: ArrayLike, chosen: int, measure: str, *, label: str) -> str:
+    """The measure over the numbers of clusters that were tried, with the one chosen marked."""
+    ks_P, scores_P = np.asarray(ks), np.asarray(scores)
+    with style():
+        figure, axes = axes_of((WIDTH, 220), 56, 14, 10, 44)
+        axes.plot(ks_P, scores_P, "o-", color=LIGHT["after"], markersize=5)
+        axes.axvline(chosen, color=LIGHT["target"], linestyle="dotted")
+        axes.set_xlabel("clusters")
+        axes.set_ylabel(measure)
+        axes.grid(axis="y")
+        return svg(figure, label)
 
 
 def loss_lines(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str) -> str:
     """Training loss over steps, one line a name: pale as it was, strong as smoothed."""
-    with _style():
-        figure, axes = _axes((WIDTH, 300), 52, 14, 10, 44)
+    with style():
+        figure, axes = axes_of((WIDTH, 300), 52, 14, 10, 44)
         for index, (steps, losses) in enumerate(curves.values()):
             colour, dash = line_style(index)
             steps_N, losses_N = np.asarray(steps), np.asarray(losses, dtype=np.float64)
             every = slice(None, None, -(-len(steps_N) // _MOST_POINTS) or 1)
-            pale = {"color": _LIGHT[colour], "linestyle": dash, "alpha": 0.3, "linewidth": 0.9}
+            pale = {"color": LIGHT[colour], "linestyle": dash, "alpha": 0.3, "linewidth": 0.9}
             axes.plot(steps_N[every], losses_N[every], **pale)
             strong = {**pale, "alpha": 1.0, "linewidth": 2.0}
             axes.plot(steps_N[every], smoothed(losses_N)[every], **strong)
@@ -164,7 +163,7 @@ def loss_lines(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str)
         axes.xaxis.set_major_formatter(_thousands)
         axes.grid(axis="y")
         axes.margins(x=0.02)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def accuracy_intervals(
@@ -186,7 +185,7 @@ def accuracy_intervals(
     """
     base_R3, adapter_R3 = np.asarray(base, float), np.asarray(adapter, float)
     chance_R = np.asarray(chance, float)
-    with _style():
+    with style():
         figure, axes = _row_axes(labels, 34.0, "accuracy (share of items answered correctly)")
         for values_R3, offset, colour in (
             (base_R3, -0.16, "before"),
@@ -194,15 +193,15 @@ def accuracy_intervals(
         ):
             for row in np.flatnonzero(np.isfinite(values_R3[:, 0])):
                 value, low, high = values_R3[row]
-                axes.plot([low, high], [row + offset] * 2, color=_LIGHT[colour], linewidth=2)
-                axes.plot([value], [row + offset], "o", color=_LIGHT[colour], markersize=7)
+                axes.plot([low, high], [row + offset] * 2, color=LIGHT[colour], linewidth=2)
+                axes.plot([value], [row + offset], "o", color=LIGHT[colour], markersize=7)
         known = np.flatnonzero(np.isfinite(chance_R))
         axes.vlines(
-            chance_R[known], known - 0.4, known + 0.4, color=_LIGHT["muted"], linestyle="dotted"
+            chance_R[known], known - 0.4, known + 0.4, color=LIGHT["muted"], linestyle="dotted"
         )
         seen = np.concatenate([base_R3.ravel(), adapter_R3.ravel(), chance_R])
         axes.set_xlim(max(0.0, np.nanmin(seen) - 0.05), min(1.0, np.nanmax(seen) + 0.05))
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def share(value: float | None) -> str:
@@ -237,7 +236,7 @@ def smoothed(values: ArrayLike) -> NDArray[np.float64]:
 def _heat_cell(axes: Any, row: int, column: int, count: int, strength: float) -> None:
     """The colour says how many; a cell with none keeps a faint frame of the grid."""
     shade = 0.06 + 0.94 * strength if count else 0.03
-    face = (_LIGHT["after"], shade)
+    face = (LIGHT["after"], shade)
     place = (column + 0.02, row + 0.04)
     axes.add_patch(Rectangle(place, 0.96, 0.92, facecolor=face, linewidth=0, clip_on=False))
     axes.text(
@@ -246,7 +245,7 @@ def _heat_cell(axes: Any, row: int, column: int, count: int, strength: float) ->
         f"{count:,}",
         ha="center",
         va="center",
-        color=_LIGHT["ink" if count else "muted"],
+        color=LIGHT["ink" if count else "muted"],
         fontsize=11,
     )
 
@@ -260,31 +259,10 @@ def _largest(*values: ArrayLike) -> float:
     return float(max(np.max(np.asarray(some)) for some in values)) or 1.0
 
 
-def _style() -> AbstractContextManager[None]:
-    context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
-    return context
-
-
-def _axes(
-    size: tuple[float, float], left: float, right: float, top: float, bottom: float
-) -> tuple[Figure, Any]:
-    """Axes with margins in CSS pixels; matplotlib's SVG has 72 to the inch."""
-    width, height = size
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
-    FigureCanvasSVG(figure)
-    figure.patch.set_visible(False)
-    inner = (width - left - right, height - top - bottom)
-    axes = figure.add_axes(
-        (left / width, bottom / height, inner[0] / width, inner[1] / height), facecolor="none"
-    )
-    axes.patch.set_visible(False)
-    return figure, axes
-
-
 def _row_axes(labels: Sequence[str], row_height: float, unit: str) -> tuple[Figure, Any]:
     """Axes with one named row for each label, the first on top, and a unit below."""
     height = row_height * len(labels) + 50
-    figure, axes = _axes((WIDTH, height), _label_room(labels), 14, 6, 44)
+    figure, axes = axes_of((WIDTH, height), _label_room(labels), 14, 6, 44)
     axes.set_yticks(range(len(labels)), [_shortened(text) for text in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -301,51 +279,8 @@ def _label_room(labels: Sequence[str]) -> float:
 def _text_width(text: str) -> float:
     """About the width in CSS pixels; the reader's font decides, and the page lets it overflow."""
     wide = columns(text) - len(text)
-    return _FONT * (0.5 * (len(text) - wide) + 1.05 * wide)
+    return FONT * (0.5 * (len(text) - wide) + 1.05 * wide)
 
 
 def _shortened(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
-
-
-def _svg(figure: Figure, label: str) -> str:
-    sink = io.StringIO()
-    with warnings.catch_warnings():
-        # Glyphs matplotlib's own font lacks; the reader's browser draws them.
-        warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support")
-        figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = re.sub(
-        r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", "", sink.getvalue(), flags=re.S
-    )
-    inner = re.split(r"<svg[^>]*>", drawing, maxsplit=1)[1]
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    opening = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        f' viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html.escape(label)}"'
-        f' style="max-width: {width:.0f}px; min-width: {0.79 * width:.0f}px">'
-    )
-    salt = hashlib.blake2b((label + inner).encode(), digest_size=4).hexdigest()
-    small = re.sub(r"<[^>]*>", _Tag(inner, salt), inner)
-    return opening + re.sub(r">\s+<", "><", small).strip()
-
-
-class _Tag:
-    """Makes one tag of matplotlib's SVG smaller, and fit to stand in a page with others."""
-
-    def __init__(self, drawing: str, salt: str) -> None:
-        self._used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', drawing))
-        self._salt = salt
-
-    def __call__(self, match: re.Match[str]) -> str:
-        tag = match.group()
-        tag = re.sub(r' id="([\w.-]+)"', self._identity, tag)
-        tag = re.sub(r"(href=\"#|url\(#)", rf"\g<1>{self._salt}", tag)
-        tag = re.sub(r"; font-family: [^;\"]*| transform=\"rotate\(-0 [^\"]*\"", "", tag)
-        tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
-        for name, light in _LIGHT.items():
-            tag = tag.replace(light, f"var(--{name})")
-        return re.sub(r"\s+", " ", tag)
-
-    def _identity(self, match: re.Match[str]) -> str:
-        name = match.group(1)
-        return f' id="{self._salt}{name}"' if name in self._used else ""

@@ -24,8 +24,10 @@ from markupsafe import Markup
 from compass_ray import languages
 from compass_ray.artifacts import Storage
 from compass_ray.errors import UserError
-from compass_ray.report import figures
+from compass_ray.report import figures, space
 from compass_ray.report.figures import clean, columns, share
+from compass_ray.report.svg import PALETTE
+from compass_ray.sampling.summary import unspent_reason
 
 STAGES = ("records", "embed", "cluster", "sample", "train", "evaluate")
 TOP_GAPS = 10
@@ -41,6 +43,7 @@ class Gaps:
     """How far one language's data was from its usage, and where that was mended most."""
 
     figure: Markup
+    map: Markup | None
     rows: Sequence[Row]
     short_before: float
     short_after: float
@@ -99,8 +102,9 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
     stages = manifest.get("stages") or {}
     scores = _read(storage, f"runs/{run}/scores.parquet")
     score_rows = [_without_nan(row) for row in scores.to_pylist()] if scores else []
+    clusters = _read(storage, f"runs/{run}/clusters.parquet")
     views = [
-        _language(storage, run, code, stages, score_rows)
+        _language(storage, run, code, stages, score_rows, clusters)
         for code in _codes(storage, run, manifest, score_rows)
     ]
     return {
@@ -113,11 +117,13 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         "failures": _failures(stages),
         "languages": views,
         "space": (stages.get("cluster") or {}).get("diagnostics"),
+        "language_map": space.language_map(clusters, _name) if clusters else None,
+        "choice_curve": space.curve_of(stages.get("cluster") or {}),
         "timings": [_timing(stage, stages[stage]) for stage in STAGES if stage in stages],
         "heat_map": _heat_map(views),
         "loss_figure": _loss_figure(views),
         "accuracy_figure": _accuracy_figure(views),
-        "palette": figures.PALETTE,
+        "palette": PALETTE,
         "top_gaps": TOP_GAPS,
     }
 
@@ -131,7 +137,12 @@ def _codes(storage: Storage, run: str, manifest: Row, scores: Sequence[Row]) -> 
 
 
 def _language(
-    storage: Storage, run: str, code: str, stages: Row, scores: Sequence[Row]
+    storage: Storage,
+    run: str,
+    code: str,
+    stages: Row,
+    scores: Sequence[Row],
+    clusters: pa.Table | None,
 ) -> LanguageView:
     def table(folder: str) -> pa.Table | None:
         return _read(storage, f"runs/{run}/{folder}/{code}.parquet")
@@ -146,7 +157,7 @@ def _language(
         sampled=_of_language(stages, "sample", code),
         trained=_of_language(stages, "train", code),
         scores=[row for row in scores if row["language"] == code],
-        gaps=_gaps(gaps, name, filled, picks.dominant if picks else {}) if gaps else None,
+        gaps=_gaps(gaps, clusters, name, filled, picks.dominant if picks else {}) if gaps else None,
         picks=picks,
         losses=table("losses"),
         subjects=_by_subject(items) if items else (),
@@ -166,7 +177,13 @@ def _filled(gaps: pa.Table) -> list[int]:
     return [int(row) for row in order if gaps["added"][int(row)].as_py() > 0][:TOP_GAPS]
 
 
-def _gaps(table: pa.Table, name: str, filled: Sequence[int], dominant: Mapping[int, str]) -> Gaps:
+def _gaps(
+    table: pa.Table,
+    clusters: pa.Table | None,
+    name: str,
+    filled: Sequence[int],
+    dominant: Mapping[int, str],
+) -> Gaps:
     cluster_K = table["cluster"].to_pylist()
     shares = [table[column].to_numpy() for column in ("target", "before", "after")]
     target_K, before_K, after_K = shares
@@ -186,6 +203,7 @@ def _gaps(table: pa.Table, name: str, filled: Sequence[int], dominant: Mapping[i
     )
     return Gaps(
         figure=Markup(figures.gap_bars(labels, bars[0], bars[1], bars[2], label=label)),
+        map=space.gap_map(clusters, table, name) if clusters else None,
         rows=table.take(pa.array(filled, pa.int64())).to_pylist(),
         short_before=float(np.maximum(target_K - before_K, 0).sum()),
         short_after=float(np.maximum(target_K - after_K, 0).sum()),
@@ -387,6 +405,8 @@ def _render(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(share=share, language=_name, excerpt=_excerpt, clean=clean)
+    environment.filters.update(
+        share=share, language=_name, excerpt=_excerpt, clean=clean, unspent=unspent_reason
+    )
     environment.globals["line_style"] = figures.line_style
     return environment.get_template("page.html.jinja").render(context)

@@ -17,6 +17,7 @@ from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Config
 from compass_ray.records import SCHEMA
 from compass_ray.sampling.actor import Located, gap_sampler
+from compass_ray.sampling.summary import unspent_reason
 
 log = logging.getLogger(__name__)
 
@@ -104,21 +105,6 @@ def _warn(language: str, told: Mapping[str, Any]) -> None:
             language,
             told["own_contaminated"],
         )
-
-
-def unspent_reason(told: Mapping[str, Any]) -> str:
-    """Why the budget could not be spent, in words, from a subset's summary."""
-    beyond = told["available"] - told["picked"] - told["refused_far"] - told["refused_duplicates"]
-    causes = [
-        (told["refused_far"], "are too far from usage"),
-        (told["refused_duplicates"], "are near duplicates"),
-        (beyond, "are beyond what one language may give"),
-    ]
-    named = [f"{count:,} {cause}" for count, cause in causes if count > 0]
-    have = f"{told['available']:,} rows of other languages could be picked"
-    return f"{told['unspent']:,} of {told['budget']:,} {told['budget_unit']} unspent: " + (
-        f"{have}, of which {', '.join(named)}" if named else f"only {have}"
-    )
 
 
 @ray.remote(num_cpus=1)

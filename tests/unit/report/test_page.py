@@ -37,7 +37,8 @@ PROMPTS = {
     "ja": "日本の首都はどこですか。" * 40,
 }
 SAMPLED = {
-    "am": {"own": OWN, "picked": PICKED, "budget": 300, "js_before": 0.4517, "js_after": 0.1204},
+    "am": {"own": OWN, "picked": PICKED, "budget": 400, "js_before": 0.4517, "js_after": 0.1204}
+    | {"unspent": 100, "available": 567, "own_contaminated": 3},
     "de": {"own": OWN, "picked": PICKED, "budget": 2000, "js_before": 0.2096, "js_after": 0.0311},
 }
 CHOSEN = {"cluster": pa.int32(), "gap": pa.float64(), "score": pa.float32()}
@@ -59,7 +60,9 @@ stages:
     rows: {auxiliary: 54321, train: 2400, usage: 900, evaluation: 240}}
   embed: {reused_rows: 50000, computed_rows: 7621, seconds: 612.0, dimension: 384}
   cluster:
-    {reused: false, seconds: 6.1, k: 40, backend: faiss, diagnostics: {
+    {reused: false, seconds: 6.1, k: 40, backend: sklearn, noise: 1234, fit_rows: 9876,
+    measure: dbcv, curve: [{k: 20, score: 0.21}, {k: 40, score: 0.34}, {k: 75, score: -0.05}],
+    diagnostics: {language_leakage_chance: 0.0123,
     language_leakage: 0.0314, language_leakage_raw: 0.6742, silhouette: 0.0518,
     silhouette_raw: 0.1234, subject_nmi: null, sample_rows: 5000}}
   sample: {seconds: 2.0}
@@ -91,11 +94,13 @@ def write_run(storage: Storage, languages: tuple[str, ...] = ("am", "de")) -> No
             storage.write_table(f"runs/{RUN}/{folder}/{language}.parquet", table)
         scores.append(score(language, tables["items"]))
     storage.write_table(f"runs/{RUN}/scores.parquet", pa.Table.from_pylist(scores))
+    storage.write_table(f"runs/{RUN}/clusters.parquet", cluster_table(rng))
 
 
 def manifest(languages: tuple[str, ...] = ("am", "de")) -> dict[str, Any]:
     trained = {"reused": False, "steps": 240, "tokens": 123456, "truncated": 3, "seconds": 1100.5}
-    done = {"reused": True, "refused_duplicates": 17, "unspent": 0}
+    refused = {"refused_duplicates": 17, "refused_far": 250, "refused_contaminated": 6}
+    done = {"reused": True, "unspent": 0, "budget_unit": "rows", **refused}
     sampled = {language: done | SAMPLED.get(language, SAMPLED["de"]) for language in languages}
     told = yaml.safe_load(MANIFEST)
     told["config"]["languages"] = list(languages)
@@ -128,6 +133,14 @@ def subset(rng: np.random.Generator, language: str, gaps: pa.Table) -> pa.Table:
                 row |= {"gap": gap[cluster], "score": rng.uniform(0.5, 1)}
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=SUBSET_SCHEMA)
+
+
+def cluster_table(rng: np.random.Generator) -> pa.Table:
+    places = {axis: rng.normal(size=CLUSTERS).astype(np.float32) for axis in "xy"}
+    languages = rng.choice([*PROMPTS, "de", "sw", "zu"], CLUSTERS)
+    told = {"rows": rng.integers(1, 900, CLUSTERS), "language": pa.array(languages.tolist())}
+    cluster = np.arange(CLUSTERS, dtype=np.int32)
+    return pa.table({"cluster": cluster, **places, **told, "share": rng.uniform(0.1, 1, CLUSTERS)})
 
 
 def loss_table(rng: np.random.Generator, steps: int = 700) -> pa.Table:
@@ -283,6 +296,36 @@ def test_the_heat_map_counts_picked_rows_by_source(storage: Storage, page: str) 
     assert numbers == expected
 
 
+def test_the_map_of_clusters_has_a_dot_each_and_says_what_the_gaps_are(
+    storage: Storage, page: str
+) -> None:
+    gaps = read(storage, "gaps/de")
+    gap = gaps["target"].to_numpy() - gaps["before"].to_numpy()
+    figures = re.findall(r"<svg.*?</svg>", page, re.S)
+    mine = next(f for f in figures if f"German: rows are missing in {(gap > 0).sum()} of 40" in f)
+    assert f"most in cluster {gap.argmax()}, {shown(gap.max())}" in mine
+    assert mine.count("stroke: var(--muted)") == CLUSTERS
+    by_language = next(f for f in figures if "most frequent language of a cluster" in f)
+    assert by_language.count("stroke: var(--muted)") == CLUSTERS
+
+
+def test_the_choice_of_k_shows_what_was_tried(page: str) -> None:
+    assert "DBCV by number of clusters. 20: 0.210, 40: 0.340, 75: −0.050. Chosen: 40." in page
+    assert "1,234 of 9,876 rows fitted were noise" in page
+    assert "a leakage of 0.012 here" in page
+
+
+def test_what_was_refused_and_left_unspent_is_told_with_its_reason(page: str) -> None:
+    rows = {row[0]: row for row in body(page, "subsets")}
+    assert rows["Amharic"][4:] == ["100", "17", "250", "6"]
+    reason = (
+        "100 of 400 rows unspent: 567 rows of other languages could be picked, of which 250 are"
+    )
+    assert f"Amharic: {reason} too far from usage, 17 are near duplicates." in page
+    assert "Amharic: 3 of its own rows repeat evaluation items" in page
+    assert "German: 0" not in page
+
+
 def test_text_of_the_data_never_becomes_markup(page: str) -> None:
     tags = {tag for tag, _ in _Parsed(page).tags}
     assert not tags & {"script", "b", "iframe", "object"}
@@ -309,7 +352,8 @@ def test_the_page_asks_for_nothing_but_itself_and_stays_small(page: str) -> None
 
 def test_figures_are_well_formed_and_say_in_words_what_they_show(page: str) -> None:
     drawings = svgs(page)
-    assert len(drawings) == 2 + 2 + 3  # gaps and subjects a language; sources, loss, accuracy
+    # Gaps, map and subjects a language; sources, loss, accuracy, languages, choice of k.
+    assert len(drawings) == 3 * 2 + 5
     for drawing in drawings:
         assert drawing.attrib["role"] == "img"
         assert len(drawing.attrib["aria-label"]) > 40
