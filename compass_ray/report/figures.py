@@ -104,6 +104,7 @@ def cluster_map(
     sizes: ArrayLike,
     colours: Sequence[str],
     strengths: ArrayLike,
+    named: Mapping[int, str],
     *,
     label: str,
 ) -> str:
@@ -114,6 +115,7 @@ def cluster_map(
         sizes: rows of each [K].
         colours: names out of ``PALETTE`` [K].
         strengths: 0 to 1 [K].
+        named: what is written on some of them.
         label: what the figure shows, for those who do not see it.
     """
     places, rows_K = np.asarray(places_K2), np.asarray(sizes, dtype=np.float64)
@@ -127,6 +129,8 @@ def cluster_map(
         axes.scatter(
             *places.T, s=areas_K, c=shades, edgecolors=LIGHT["muted"], linewidths=0.5, clip_on=False
         )
+        for cluster, text in named.items():
+            axes.text(*places[cluster], text, ha="center", va="center", fontsize=10)
         axes.set(xticks=[], yticks=[])
         axes.margins(0.06)
         axes.spines[:].set_visible(False)

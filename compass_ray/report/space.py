@@ -14,6 +14,7 @@ from markupsafe import Markup
 from compass_ray.report import figures
 
 _COLOURED = 6
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def language_map(clusters: pa.Table, name: Callable[[str], str]) -> LanguageMap:
         clusters["rows"].to_numpy(),
         [colours.get(code, "muted") for code in languages],
         share_K,
+        _named(clusters["rows"].to_numpy()),
         label=label,
     )
     legend = [(colours[code], name(code)) for code in leading]
@@ -61,6 +63,7 @@ def gap_map(clusters: pa.Table, gaps: pa.Table, name: str) -> Markup | None:
         clusters["rows"].to_numpy(),
         ["target" if gap > 0 else "after" for gap in gap_K],
         np.abs(gap_K) / max(float(np.abs(gap_K).max()), 1e-12),
+        _named(gap_K),
         label=label,
     )
     return Markup(figure)
@@ -80,3 +83,8 @@ def curve_of(clustering: Mapping[str, Any]) -> Markup | None:
 
 def _places(clusters: pa.Table) -> np.ndarray[Any, Any]:
     return np.column_stack([clusters["x"].to_numpy(), clusters["y"].to_numpy()])
+
+
+def _named(values_K: np.ndarray[Any, Any]) -> dict[int, str]:
+    """The numbers of the clusters of the largest values."""
+    return {int(cluster): str(cluster) for cluster in np.argsort(-values_K)[:_NAMED]}
