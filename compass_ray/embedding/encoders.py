@@ -116,8 +116,11 @@ class _SentenceTransformer:
         return unit_ND
 
     def _token_lengths(self, texts: list[str]) -> NDArray[np.int64]:
-        longest = self._model.max_seq_length
-        encoded = self._model.tokenizer(
+        tokenizer, longest = self._model.tokenizer, self._model.max_seq_length
+        if not callable(tokenizer):
+            # Static embeddings are bags of tokens: there is no padding to save.
+            return np.ones(len(texts), dtype=np.int64)
+        encoded = tokenizer(
             texts, truncation=longest is not None, max_length=longest, return_attention_mask=False
         )
         return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)

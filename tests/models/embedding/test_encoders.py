@@ -98,3 +98,17 @@ def test_a_fixed_batch_size_bounds_the_rows(tiny_encoder: Path) -> None:
     )
     encoder.encode(TEXTS)
     assert max(seen) == 4 and sum(seen) == len(TEXTS)
+
+
+def test_static_embeddings_need_no_batching_by_length(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(TEXTS, vocab_size=300)
+    static = StaticEmbedding(bpe._tokenizer, embedding_dim=16)
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path))
+    vectors = load_encoder(config(tmp_path), "cpu").encode(TEXTS)
+    assert vectors.shape == (len(TEXTS), 16)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
