@@ -136,7 +136,11 @@ class Clustering(Section):
         "silhouette (kmeans) or DBCV (hdbscan, which comes as near as it can)",
     )
     backend: Literal["auto", "cuml", "faiss", "sklearn"] = "auto"
-    fit_rows: Annotated[int, Field(gt=0)] = 200_000
+    fit_rows: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+        200_000,
+        description="Rows of the pool to fit on, balanced over languages; all: every row, held "
+        "in shards by the whole cluster (kmeans)",
+    )
 
     @field_validator("k", mode="before")
     @classmethod
@@ -154,6 +158,8 @@ class Clustering(Section):
     def _backend_has_method(self) -> Clustering:
         if self.method == "hdbscan" and self.backend == "faiss":
             raise ValueError("backend faiss has no hdbscan; choose auto, cuml or sklearn")
+        if self.method == "hdbscan" and self.fit_rows == "all":
+            raise ValueError("fit_rows all is for kmeans; hdbscan takes a number of rows")
         return self
 
     def candidates(self) -> list[int]:

@@ -6,6 +6,9 @@ the assignment. Only sums and file names come back to the driver.
 Clusters are fitted on the auxiliary pool alone: a gap can only be filled where the pool has rows.
 Usage prompts of one language are many, alike and from few topics; fitted along, they draw
 centroids to themselves that hold next to nothing to pick.
+
+With ``clustering.fit_rows: all`` the fit on the sample is where k-means over every row starts. A
+row then weighs what its chance was to be in the sample: the balance of languages stays the same.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import IO, Protocol
 
@@ -29,6 +32,7 @@ from compass_ray.clustering.diagnostics import Diagnostics, diagnose
 from compass_ray.clustering.kmeans import Clusters
 from compass_ray.clustering.layout import layout
 from compass_ray.clustering.sample import balanced_shares, draw
+from compass_ray.clustering.sharded import Rows, fit_sharded
 from compass_ray.config import Config
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.embedding.local import LocalSpace, Space, load_space
@@ -50,6 +54,8 @@ VERSION = 2
 SPACE = "space.npz"
 CENTROIDS = "centroids.npz"
 MAP = "clusters.parquet"
+START_ROWS = 200_000
+"""Rows whose clusters k-means over all rows starts from."""
 
 
 class _Saves(Protocol):
@@ -105,7 +111,9 @@ def cluster_corpus(
     sums = _merge_sums(map_parts(work, _summing, actors=slots, cpus=1))
     space, from_usage = _build_space(config, sums)
 
-    shares = balanced_shares(corpus.languages("auxiliary"), config.clustering.fit_rows)
+    fit_rows = config.clustering.fit_rows
+    sample_rows = START_ROWS if fit_rows == "all" else fit_rows
+    shares = balanced_shares(corpus.languages("auxiliary"), sample_rows)
     sampling = [
         _Work(w.number, w.part, draft, shares) for w in work if w.part.part.role == "auxiliary"
     ]
@@ -113,9 +121,14 @@ def cluster_corpus(
     log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
     on_gpu = 1 if cluster().gpus and config.clustering.backend in ("auto", "cuml") else 0
     fitted: _Fitted = ray.get(_fit.options(num_gpus=on_gpu).remote(config, draft, space))
-
     choice, space = fitted.choice, fitted.space
     draft.write_bytes(SPACE, _saved(space))
+    if config.clustering.fit_rows == "all":
+        choice = _refined(choice, space, sampling)
+    draft.write_bytes(CENTROIDS, _saved(choice.clusters))
+    diagnostics: Diagnostics = ray.get(_diagnose.remote(config, draft, space, choice.clusters))
+    storage.delete_dir(draft.path("sample"))
+
     counts = _add_counts(
         map_parts(work, partial(_assigning, space, choice.clusters), actors=slots, cpus=1)
     )
@@ -131,7 +144,7 @@ def cluster_corpus(
         "measure": choice.measure,
         "curve": [asdict(point) for point in choice.curve],
         "languages_from_usage": from_usage,
-        "diagnostics": asdict(fitted.diagnostics),
+        "diagnostics": asdict(diagnostics),
     }
     done = draft.commit(summary)
     return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
@@ -209,39 +222,86 @@ def _sampling(space: Space) -> Callable[[_Work], int]:
     return work
 
 
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The sampled rows [S]: raw vectors, vectors in the first space, languages and subjects."""
+
+    raw_SD: NDArray[np.float32]
+    vectors_SD: NDArray[np.float32]
+    languages: list[str]
+    subjects: list[str | None]
+
+    @classmethod
+    def read(cls, draft: Draft) -> _Sample:
+        storage, folder = draft.storage, draft.path("sample")
+        raw, vectors, languages, subjects = [], [], [], []
+        for file in storage.list_files(folder):
+            if not file.endswith(".npz"):
+                continue
+            name = f"{folder}/{file.removesuffix('.npz')}"
+            with np.load(io.BytesIO(storage.read_bytes(f"{name}.npz"))) as arrays:
+                raw.append(arrays["raw"].astype(np.float32))
+                vectors.append(arrays["space"])
+            table = storage.read_table(f"{name}.parquet")
+            languages += table["language"].to_pylist()
+            subjects += table["subject"].to_pylist()
+        return cls(np.concatenate(raw), np.concatenate(vectors), languages, subjects)
+
+    def vectors_in(self, space: Space) -> NDArray[np.float32]:
+        """The vectors as the final space has them; they were drawn before its topics were known."""
+        if isinstance(space, LocalSpace):
+            return space.refine(self.vectors_SD, self.languages)
+        return self.vectors_SD
+
+
 @dataclass(frozen=True)
 class _Fitted:
     space: Space
     choice: Choice
-    diagnostics: Diagnostics
 
 
 @ray.remote(num_cpus=1)
 def _fit(config: Config, draft: Draft, space: Space) -> _Fitted:
-    storage = draft.storage
-    raw, vectors, languages, subjects = [], [], [], []
-    folder = draft.path("sample")
-    for file in storage.list_files(folder):
-        if not file.endswith(".npz"):
-            continue
-        name = f"{folder}/{file.removesuffix('.npz')}"
-        with np.load(io.BytesIO(storage.read_bytes(f"{name}.npz"))) as arrays:
-            raw.append(arrays["raw"].astype(np.float32))
-            vectors.append(arrays["space"])
-        table = storage.read_table(f"{name}.parquet")
-        languages += table["language"].to_pylist()
-        subjects += table["subject"].to_pylist()
-    sample = np.concatenate(vectors)
+    sample = _Sample.read(draft)
     seed, topics = config.run.seed, config.embedding.topics
     if topics and isinstance(space, NeutralSpace):
-        space = LocalSpace.fit(space, sample, languages, topics, seed)
-        sample = space.refine(sample, languages)
-    choice = fit_clusters(sample, config.clustering, seed)
-    draft.write_bytes(CENTROIDS, _saved(choice.clusters))
-    raws = np.concatenate(raw)
-    found = diagnose(raws, sample, choice.clusters, languages, subjects, seed)
-    storage.delete_dir(folder)
-    return _Fitted(space, choice, found)
+        space = LocalSpace.fit(space, sample.vectors_SD, sample.languages, topics, seed)
+    return _Fitted(space, fit_clusters(sample.vectors_in(space), config.clustering, seed))
+
+
+@ray.remote(num_cpus=1)
+def _diagnose(config: Config, draft: Draft, space: Space, clusters: Clusters) -> Diagnostics:
+    sample = _Sample.read(draft)
+    return diagnose(
+        sample.raw_SD,
+        sample.vectors_in(space),
+        clusters,
+        sample.languages,
+        sample.subjects,
+        config.run.seed,
+    )
+
+
+def _refined(choice: Choice, space: Space, pool: list[_Work]) -> Choice:
+    """Go on with k-means over every row of the pool, in as many shards as the cluster holds."""
+    on = cluster()
+    actors = min(len(pool), max(1, int(on.gpus or on.cpus)))
+    rows = sum(work.part.part.rows for work in pool)
+    log.info("cluster: k-means goes on over %s rows in %d shards", f"{rows:,}", actors)
+    shards = [partial(_load_shard, space, pool[number::actors]) for number in range(actors)]
+    clusters = fit_sharded(shards, choice.clusters.centroids, gpus=1 if on.gpus else 0)
+    return replace(choice, clusters=clusters, rows=rows)
+
+
+def _load_shard(space: Space, pool: list[_Work]) -> Rows:
+    vectors, weights = [], []
+    for work in pool:
+        assert work.shares is not None
+        languages = _column(work, "language")
+        # Half precision, as on disk: a shard is what a device must hold.
+        vectors.append(space.transform(work.part.read_vectors(), languages).astype(np.float16))
+        weights += [work.shares[language] for language in languages]
+    return Rows(np.concatenate(vectors), np.array(weights, np.float32))
 
 
 Counts = dict[str, NDArray[np.int64]]

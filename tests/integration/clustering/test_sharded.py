@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from compass_ray import load_config, run
 from compass_ray.clustering import sharded
 from compass_ray.clustering.kmeans import ITERATIONS
 from compass_ray.clustering.lloyd import Sums, next_centroids, part_sums
@@ -52,3 +55,13 @@ def test_shards_give_the_clusters_of_the_whole_though_an_actor_is_killed(
     assert found.centroids == pytest.approx(expected, abs=0.05)
     _, distance = found.assign(blobs())
     assert found.inertia == pytest.approx(float((distance.astype(float) ** 2).sum()), rel=1e-5)
+
+
+def test_fit_rows_all_fits_on_every_row_of_the_pool(make_config: Callable[..., Path]) -> None:
+    sections = {"clustering": {"k": 8, "fit_rows": "all"}, "corpora": {"rows_per_part": 50}}
+    result = run(load_config(make_config(**sections)), until="cluster")
+    manifest = json.loads(Path(result.folder, "manifest.json").read_text())
+    told = manifest["stages"]["cluster"]
+    assert told["backend"] == "sharded"
+    assert told["fit_rows"] == manifest["stages"]["records"]["rows"]["auxiliary"]
+    assert told["k"] == 8 and told["inertia"] > 0
