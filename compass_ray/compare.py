@@ -64,11 +64,20 @@ class Row:
     cohens_d: float | None = None
 
 
+# By model (a strategy, or ``base``) and language: 1 for a right answer, over seeds and items.
 Answers = dict[str, dict[str, NDArray[np.float64]]]
 
 
 def compare(config: Config, strategies: Sequence[str], seeds: int) -> list[Row]:
     """Train and score every strategy with ``seeds`` seeds; ``compass`` is the reference.
+
+    Raises what ``collect`` raises.
+    """
+    return tabulate(collect(config, strategies, seeds), config)
+
+
+def collect(config: Config, strategies: Sequence[str], seeds: int) -> Answers:
+    """Answers of every strategy, of ``compass`` and of the base, in the same order for all.
 
     Raises ``UserError`` for a strategy that is not known. Raises ``RuntimeError`` when a language
     fails to train, since a table with a hole in it compares nothing.
@@ -92,7 +101,7 @@ def compare(config: Config, strategies: Sequence[str], seeds: int) -> list[Row]:
             sampling = fixed.sampling.model_copy(update={"strategy": name})
             trial = fixed.model_copy(update={"sampling": sampling})
             _add_answers(answers, name, trial, storage, corpus, clustered)
-    return _rows(answers, config)
+    return answers
 
 
 def _with_equal_steps(config: Config, storage: Storage, clustered: Clustered) -> Config:
@@ -149,7 +158,11 @@ def _add_answers(
                 answers[model][compared.language] = np.concatenate([mine, correct])
 
 
-def _rows(answers: Answers, config: Config) -> list[Row]:
+def tabulate(answers: Answers, config: Config) -> list[Row]:
+    """Accuracies, best first, with ``compass`` tested against each of the others.
+
+    Raises ``UserError`` when no language has items.
+    """
     if not answers:
         raise UserError("corpora.evaluation: no items in any of the languages, nothing to compare")
     languages = sorted(answers[REFERENCE])

@@ -260,15 +260,60 @@ class Training(Section):
     workers_per_language: Annotated[int, Field(gt=0)] = 1
 
 
-Task = Literal["items"]
+OneRulerTask = Literal[
+    "niah_single",
+    "niah_multikey",
+    "niah_multivalue",
+    "niah_multiquery",
+    "niah_none",
+    "cwe_easy",
+    "cwe_hard",
+]
+ONERULER_TASKS: tuple[OneRulerTask, ...] = get_args(OneRulerTask)
+
+
+class OneRuler(Section):
+    """Long context: how long, how many items, and what text they hide their answers in."""
+
+    tasks: list[OneRulerTask] = list(ONERULER_TASKS)
+    lengths: list[Annotated[int, Field(ge=512)]] = Field(
+        [8_000, 32_000, 64_000, 128_000], description="Tokens of the prompt, by the model's own"
+    )
+    samples: Annotated[int, Field(gt=0)] = Field(50, description="Items of each task and length")
+    text: str | None = Field(
+        None, description="Folder of <language>/*.txt to hide in; default: the run's own corpora"
+    )
 
 
 class Evaluation(Section):
-    tasks: list[Task] = Field(["items"], description="items: those of corpora.evaluation")
-    limit: Annotated[int, Field(gt=0)] | None = None
+    tasks: list[str] = Field(
+        ["items"],
+        description=(
+            "items (those of corpora.evaluation), atlas, global_mmlu, global_mmlu_lite, mmlu_prox, "
+            "mmlu_prox_lite, oneruler, or any lm-eval task; {language} in a name is filled in"
+        ),
+    )
+    data: dict[str, str] = Field(
+        default_factory=dict, description="Local folder of a task's data; default: the hub"
+    )
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Items of a task, or of each subject of a benchmark that has subjects"
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Solved examples before a question; default: the task's own number"
+    )
+    chat_template: bool | Auto = Field("auto", description="auto: where the tokenizer has one")
+    oneruler: OneRuler = OneRuler()
     batch_size: Annotated[int, Field(gt=0)] = Field(8, json_schema_extra=EXECUTION)
     baseline: bool = True
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _data_is_of_a_task(self) -> Evaluation:
+        for name in self.data:
+            if name not in self.tasks:
+                raise ValueError(f"evaluation.data.{name}: {name} is not among evaluation.tasks")
+        return self
 
 
 class Continual(Section):

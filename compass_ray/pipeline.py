@@ -23,6 +23,7 @@ from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.encoders import check_encoder
 from compass_ray.embedding.stage import Embedded, embed
 from compass_ray.errors import UserError
+from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.models import check_model
@@ -111,6 +112,8 @@ def check_config(config: Config, last: int) -> None:
     if last >= STAGES.index("train"):
         check_model(config.training.model)
         parallel_languages(config, cluster())
+    if last >= STAGES.index("evaluate"):
+        check_tasks(config, Storage.open(config.run.storage))
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:
@@ -245,7 +248,12 @@ class _Book:
 
     def write_scores(self, evaluated: Evaluated) -> None:
         config = self._config
-        scores = score_table(evaluated.comparisons, config.evaluation.confidence, config.run.seed)
+        scores = score_table(
+            evaluated.comparisons,
+            config.evaluation.confidence,
+            config.run.seed,
+            evaluated.lacking,
+        )
         self._storage.write_table(f"{self._folder}/scores.parquet", scores)
         for row in scores.to_pylist():
             self._result.languages[row["language"]].setdefault("scores", {})[row["task"]] = row

@@ -16,6 +16,7 @@ from compass_ray.config import ROLES, Clustering, Config, Role
 from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
 from compass_ray.errors import UserError
+from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.models import check_model
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
@@ -84,6 +85,7 @@ def make_plan(config: Config) -> Plan:
     storage = Storage.open(config.run.storage)
     check_encoder(config.embedding)
     check_model(config.training.model)
+    check_tasks(config, storage)
     on, machine = hardware.look()
     parallel = parallel_languages(config, on)
     device: Device = "cuda" if on.gpus and config.embedding.model != BUNDLED else "cpu"
@@ -157,7 +159,8 @@ def _stages(
         for language in config.languages
         if items.languages.get(language) or not items.languages_certain
     ]
-    passes = len(scored) * len(config.evaluation.tasks) * models
+    asked = [scored if task == "items" else config.languages for task in config.evaluation.tasks]
+    passes = sum(map(len, asked)) * models
     return (
         StageWork("records", "sources", found.sources_read, found.sources - found.sources_read),
         StageWork(

@@ -1,25 +1,37 @@
 """lm-evaluation-harness on one loaded base model, with adapters switched on it.
 
-Knows nothing of Ray, caches or statistics.
+Knows nothing of Ray, caches or statistics, nor where tasks come from (``benchmarks``).
 """
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import logging
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import yaml
 
+from compass_ray.config import Evaluation
+from compass_ray.errors import UserError
+from compass_ray.evaluation.named import METRICS
 from compass_ray.models import load_base, load_tokenizer
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+log = logging.getLogger(__name__)
+
+# lm-eval's own seed for drawing solved examples.
+FEWSHOT_SEED = 1234
+# What lm-eval's filters leave of a text in which they find no answer.
+NO_ANSWER = ("[invalid]", "", None)
+# Columns in which benchmarks keep the name and the subject of an item.
+ID_COLUMNS = ("id", "sample_id", "question_id")
+SUBJECT_COLUMNS = ("subject", "category")
 
 SCORED_SCHEMA = pa.schema(
     [
@@ -31,55 +43,90 @@ SCORED_SCHEMA = pa.schema(
         pa.field("choice", pa.int32()),
         pa.field("correct", pa.bool_()),
         pa.field("loglikelihoods", pa.list_(pa.float64())),
+        pa.field("text", pa.string()),
+        pa.field("parsed", pa.bool_()),
+        pa.field("tokens", pa.int32()),
     ]
 )
 
 
 class Harness:
-    """A base model and tokenizer, loaded once, that score items with or without an adapter."""
+    """A base model and tokenizer, loaded once, that score tasks with or without an adapter."""
 
-    def __init__(self, model: str, batch_size: int, system_prompt: str | None = None) -> None:
+    def __init__(self, model: str, settings: Evaluation, system_prompt: str | None = None) -> None:
+        import datasets
         from lm_eval.models.huggingface import HFLM
 
-        logging.getLogger("lm_eval").setLevel(logging.WARNING)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
         on_gpu = torch.cuda.is_available()
         dtype = torch.bfloat16 if on_gpu else torch.float32
         self._base = load_base(model, dtype).eval().to("cuda" if on_gpu else "cpu")
+        self.tokenizer = load_tokenizer(model)
         self._lm = HFLM(
             pretrained=self._base,
-            tokenizer=load_tokenizer(model),
-            batch_size=batch_size,
+            tokenizer=self.tokenizer,
+            batch_size=settings.batch_size,
             device="cuda" if on_gpu else "cpu",
         )
-        self._peft: Any = None
+        self._settings = settings
         self._system_prompt = system_prompt
+        self._peft: Any = None
+        self._adapter: str | None = None
 
-    def score(self, items: pa.Table, adapter: Path | None) -> pa.Table:
-        """Score multiple-choice items (``records.EVALUATION_SCHEMA``) one by one.
+    def score(self, tasks: Sequence[Task], adapter: Path | None) -> pa.Table:
+        """Score every item of the tasks, in their order, as lm-eval does.
 
-        The choice is the option of the highest log-likelihood a character (lm-eval's
-        ``acc_norm``). Returns ``SCORED_SCHEMA``, a row an item in the order given.
+        An item is right by the first of ``acc_norm``, ``acc`` and ``exact_match`` that its task
+        has. One whose text holds no answer to read, or whose log-likelihoods are no numbers, is
+        wrong and not ``parsed``.
+
+        Returns ``SCORED_SCHEMA``, a row an item.
+
+        Raises:
+            UserError: The model has no room for the text that a task lets it write.
         """
-        with tempfile.TemporaryDirectory() as folder, self._using(adapter):
-            samples = self._evaluate(_task(items, Path(folder)))
-        rows = [_scored(sample) for sample in sorted(samples, key=lambda s: int(s["doc_id"]))]
+        for task in tasks:
+            self._prepare(task)
+        with self._using(adapter):
+            samples = self._evaluate(tasks)
+        rows = [
+            self._scored(task, sample, several=len(tasks) > 1)
+            for task in tasks
+            for sample in _one_filter(samples[task.task_name])
+        ]
+        self._tell_cut(tasks, samples)
         return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
 
-    def _evaluate(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        from lm_eval import evaluator
-        from lm_eval.tasks import TaskManager
+    def _prepare(self, task: Task) -> None:
+        """What ``lm_eval.simple_evaluate`` does with a task before it is run."""
+        asked, own = self._settings.num_fewshot, task.get_config("num_fewshot")
+        if own is None or (asked is not None and own != 0):
+            task.set_config(key="num_fewshot", value=asked or 0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if _written(task) >= self._lm.max_length:
+            raise UserError(
+                f"evaluation.tasks: {task.task_name} lets the model write {_written(task)} tokens, "
+                f"which leaves no room for a question in the {self._lm.max_length} it can hold"
+            )
 
-        tasks = TaskManager(include_defaults=False).load([task])
-        templated = bool(self._lm.tokenizer.chat_template)
+    def _evaluate(self, tasks: Sequence[Task]) -> Mapping[str, list[dict[str, Any]]]:
+        from lm_eval import evaluator
+
+        templated = self._settings.chat_template
+        if templated == "auto":
+            templated = bool(self.tokenizer.chat_template)
         results = evaluator.evaluate(
             self._lm,
-            tasks,
+            {"tasks": {task.task_name: task for task in tasks}},
+            limit=self._settings.limit,
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=templated,
+            fewshot_as_multiturn=templated,
             system_instruction=self._system_prompt,
         )
-        samples: list[dict[str, Any]] = results["samples"][task["task"]]
+        samples: Mapping[str, list[dict[str, Any]]] = results["samples"]
         return samples
 
     @contextmanager
@@ -94,38 +141,98 @@ class Harness:
         name = str(adapter).replace(".", "_")  # a module's name must not have dots
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self._base, str(adapter), adapter_name=name)
-        elif name not in self._peft.peft_config:
+        elif name != self._adapter:
             self._peft.load_adapter(str(adapter), adapter_name=name)
         self._peft.set_adapter(name)
+        if self._adapter and name != self._adapter:
+            # Forty languages' adapters beside a base are more than a card may hold.
+            self._peft.delete_adapter(self._adapter)
+        self._adapter = name
         self._peft.eval()
         yield
 
+    def _scored(self, task: Task, sample: Mapping[str, Any], several: bool) -> dict[str, Any]:
+        document = sample["doc"]
+        metric = next(name for name in METRICS if name in sample["metrics"])
+        question = document.get("question")
+        row: dict[str, Any] = {
+            "id": _first(document, ID_COLUMNS) or f"{task.task_name}/{sample['doc_id']}",
+            "subject": _first(document, SUBJECT_COLUMNS) or (task.task_name if several else None),
+            "question": question if isinstance(question, str) else None,
+            "tokens": len(self.tokenizer.encode(question, add_special_tokens=False))
+            if isinstance(question, str)
+            else None,
+        }
+        if isinstance(sample["filtered_resps"][0], tuple | list):
+            row |= _chosen(task, sample, metric)
+        else:
+            row |= _written_answer(sample)
+        row["correct"] = bool(sample[metric]) and row["parsed"]
+        return row
 
-def _task(items: pa.Table, folder: Path) -> dict[str, Any]:
-    text = importlib.resources.files("compass_ray.evaluation").joinpath("tasks/items.yaml")
-    task: dict[str, Any] = yaml.safe_load(text.read_text())
-    path = folder / "items.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for item in items.to_pylist():
-            file.write(json.dumps(item, ensure_ascii=False) + "\n")
-    task["dataset_kwargs"] = {
-        "data_files": {"test": str(path)},
-        "cache_dir": str(folder / "cache"),
-    }
-    return task
+    def _tell_cut(self, tasks: Sequence[Task], samples: Mapping[str, list[dict[str, Any]]]) -> None:
+        """Say so when prompts are longer than the model reads: lm-eval cuts off their beginning."""
+        for task in tasks:
+            room = self._lm.max_length - _written(task)
+            prompts = [sample["arguments"][0][0] for sample in samples[task.task_name]]
+            # No tokenizer makes more tokens than bytes, and most prompts are short.
+            long = [prompt for prompt in prompts if len(prompt.encode()) > room]
+            cut = sum(len(self.tokenizer.encode(prompt)) > room for prompt in long)
+            if cut:
+                log.warning(
+                    "evaluate %s: %d of %d prompts are longer than the %d tokens the model reads; "
+                    "their beginning is cut off",
+                    *(task.task_name, cut, len(prompts), room),
+                )
 
 
-def _scored(sample: dict[str, Any]) -> dict[str, Any]:
+def _written(task: Task) -> int:
+    """Most tokens a task lets the model write."""
+    if task.get_config("output_type") != "generate_until":
+        return 0
+    settings = task.get_config("generation_kwargs") or {}
+    return int(settings.get("max_gen_toks") or 256)
+
+
+def _one_filter(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples by item; a task that reads answers in several ways counts by its first."""
+    mine = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+    return sorted(mine, key=lambda sample: int(sample["doc_id"]))
+
+
+def _chosen(task: Task, sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
     document = sample["doc"]
     loglikelihoods = [float(response[0]) for response in sample["filtered_resps"]]
-    lengths = [len(option) for option in document["options"]]
+    options = task.doc_to_choice(document) if task.get_config("doc_to_choice") else []
+    scores = np.array(loglikelihoods)
+    if metric == "acc_norm":
+        scores = scores / np.array([len(option) for option in options])
+    target = sample["target"]
+    if isinstance(target, str) and target in options:
+        target = options.index(target)
     return {
-        "id": document["id"],
-        "subject": document["subject"],
-        "question": document["question"],
-        "options": document["options"],
-        "answer": document["answer"],
-        "choice": int(np.argmax(np.array(loglikelihoods) / np.array(lengths))),
-        "correct": bool(sample["acc_norm"]),
+        "options": options,
+        "answer": target if isinstance(target, int) else None,
+        "choice": int(np.argmax(scores)),
         "loglikelihoods": loglikelihoods,
+        "parsed": bool(np.isfinite(scores).all()),
     }
+
+
+def _written_answer(sample: Mapping[str, Any]) -> dict[str, Any]:
+    document = sample["doc"]
+    return {
+        "options": [
+            value
+            for name, value in sorted(document.items())
+            if name.startswith("option_") and value is not None
+        ],
+        "answer": document.get("answer_index"),
+        "text": sample["resps"][0][0],
+        "parsed": sample["filtered_resps"][0] not in NO_ANSWER,
+    }
+
+
+def _first(document: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    found = next((document[name] for name in columns if document.get(name) is not None), None)
+    return None if found is None else str(found)

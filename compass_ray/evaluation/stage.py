@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.exceptions import RayTaskError
 from ray.util import ActorPool
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.config import Config, Evaluation, Training
-from compass_ray.corpora.stage import Corpus, Part
+from compass_ray.corpora.stage import Corpus
+from compass_ray.errors import UserError
+from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
 from compass_ray.evaluation.scores import Comparison
 from compass_ray.progress import Progress
 from compass_ray.resources import cluster, worker_shape
@@ -29,7 +31,7 @@ from compass_ray.training.launch import ADAPTER
 log = logging.getLogger(__name__)
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 ITEMS = "items.parquet"
 
 Model = Literal["base", "adapter"]
@@ -37,21 +39,23 @@ Model = Literal["base", "adapter"]
 
 @dataclass(frozen=True)
 class Evaluated:
+    """Scored items of every language and task, and why there are none where there are none."""
+
     comparisons: tuple[Comparison, ...]
     reused_items: int
     computed_items: int
+    lacking: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Score one language's items by one model."""
+    """Score one language's items of one task by one model."""
 
     storage: Storage
     fingerprint: str
     language: str
     task: str
-    parts: tuple[Part, ...]
-    limit: int | None
+    benchmark: Benchmark
     adapter: Artifact | None
 
 
@@ -59,14 +63,19 @@ def evaluate(
     config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
 ) -> Evaluated:
     """Item by item, base beside adapter, for every language that has an adapter and items."""
-    jobs = _jobs(config, storage, corpus, adapters)
-    for language in adapters:
-        if not _parts(corpus, language):
-            log.warning("evaluate %s: no items in corpora.evaluation; not scored", language)
+    asked = {
+        (language, task): benchmark(config, storage, corpus, task, language)
+        for language in adapters
+        for task in config.evaluation.tasks
+    }
+    lacking = {key: found.reason for key, found in asked.items() if isinstance(found, Lacking)}
+    for (language, task), reason in lacking.items():
+        log.warning("evaluate %s: %s has no items for it (%s); not scored", language, task, reason)
+    jobs = _jobs(config, storage, asked, adapters)
     keys = {job.fingerprint for job in jobs.values()}
     found = {key: artifacts.find(storage, STAGE, key) for key in keys}
-    missing = [job for job in jobs.values() if found[job.fingerprint] is None]
-    for artifact in _score(config, missing):
+    missing = {job.fingerprint: job for job in jobs.values() if found[job.fingerprint] is None}
+    for artifact in _score(config, list(missing.values())):
         found[artifact.fingerprint] = artifact
     scored = {
         key: cast(Artifact, found[job.fingerprint]).read_table(ITEMS) for key, job in jobs.items()
@@ -76,12 +85,12 @@ def evaluate(
         for (language, task, model), items in scored.items()
         if model == "adapter"
     ]
-    fresh = {job.fingerprint for job in missing}
     counts = {key: scored[key].num_rows for key in scored}
     return Evaluated(
         tuple(comparisons),
-        reused_items=sum(n for key, n in counts.items() if jobs[key].fingerprint not in fresh),
-        computed_items=sum(n for key, n in counts.items() if jobs[key].fingerprint in fresh),
+        reused_items=sum(n for key, n in counts.items() if jobs[key].fingerprint not in missing),
+        computed_items=sum(n for key, n in counts.items() if jobs[key].fingerprint in missing),
+        lacking=lacking,
     )
 
 
@@ -89,19 +98,30 @@ def count_cached(
     config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
 ) -> int:
     """How many passes over the items, base and adapters, are scored already."""
-    jobs = _jobs(config, storage, corpus, adapters).values()
+    asked = {
+        (language, task): benchmark(config, storage, corpus, task, language)
+        for language in adapters
+        for task in config.evaluation.tasks
+    }
+    jobs = _jobs(config, storage, asked, adapters).values()
     return sum(artifacts.find(storage, STAGE, job.fingerprint) is not None for job in jobs)
 
 
 def _jobs(
-    config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
+    config: Config,
+    storage: Storage,
+    asked: Mapping[tuple[str, str], Benchmark | Lacking],
+    adapters: Mapping[str, Artifact],
 ) -> dict[tuple[str, str, Model], _Job]:
     return {
-        (language, task, model): _job(config, storage, corpus, language, task, adapter)
-        for language, trained in adapters.items()
-        for task in config.evaluation.tasks
-        for model, adapter in _models(config.evaluation, trained)
-        if _parts(corpus, language)
+        (language, task, model): _Job(
+            storage,
+            _fingerprint(config, language, task, found, adapter),
+            *(language, task, found, adapter),
+        )
+        for (language, task), found in asked.items()
+        if not isinstance(found, Lacking)
+        for model, adapter in _models(config.evaluation, adapters[language])
     }
 
 
@@ -110,32 +130,23 @@ def _models(config: Evaluation, trained: Artifact) -> Sequence[tuple[Model, Arti
     return [("base", None), adapter] if config.baseline else [adapter]
 
 
-def _parts(corpus: Corpus, language: str) -> tuple[Part, ...]:
-    return tuple(part for part in corpus.of("evaluation") if language in part.languages)
-
-
-def _job(
-    config: Config,
-    storage: Storage,
-    corpus: Corpus,
-    language: str,
-    task: str,
-    adapter: Artifact | None,
-) -> _Job:
-    parts = _parts(corpus, language)
-    fingerprint = artifacts.fingerprint(
+def _fingerprint(
+    config: Config, language: str, task: str, asked: Benchmark, adapter: Artifact | None
+) -> str:
+    settings = config.evaluation
+    return artifacts.fingerprint(
         stage=STAGE,
         version=VERSION,
         language=language,
         task=task,
-        limit=config.evaluation.limit,
-        items=[part.content for part in parts],
+        asked=asked.identity(),
+        limit=settings.limit,
+        num_fewshot=settings.num_fewshot,
+        chat_template=settings.chat_template,
         model=config.training.model,
         system_prompt=config.training.system_prompt,
         adapter=adapter.fingerprint if adapter else None,
     )
-    limit = config.evaluation.limit
-    return _Job(storage, fingerprint, language, task, parts, limit, adapter)
 
 
 def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
@@ -147,34 +158,42 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
     worker = ray.remote(_Worker).options(
         num_cpus=shape.cpus, num_gpus=shape.gpus, runtime_env={"env_vars": environment}
     )
-    pool = ActorPool(
-        [worker.remote(config.training, config.evaluation.batch_size) for _ in range(workers)]
-    )
+    pool = ActorPool([worker.remote(config.training, config.evaluation) for _ in range(workers)])
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
     progress = Progress("evaluate", len(jobs), "passes")
     done: list[Artifact] = []
-    for artifact in pool.map_unordered(lambda actor, job: actor.score.remote(job), jobs):
-        done.append(artifact)
-        told = artifact.summary
-        progress.at(len(done), f"{told['language']} {told['model']}: {told['accuracy']:.3f}")
+    try:
+        for artifact in pool.map_unordered(lambda actor, job: actor.score.remote(job), jobs):
+            done.append(artifact)
+            told = artifact.summary
+            note = f"{told['language']} {told['task']} {told['model']}: {told['accuracy']:.3f}"
+            progress.at(len(done), note)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
     return done
 
 
 class _Worker:
     """Holds one base model and scores whatever it is given."""
 
-    def __init__(self, training: Training, batch_size: int) -> None:
+    def __init__(self, training: Training, settings: Evaluation) -> None:
         from compass_ray.evaluation.harness import Harness
 
-        self._harness = Harness(training.model, batch_size, training.system_prompt)
+        self._harness = Harness(training.model, settings, training.system_prompt)
+        self._built: tuple[Benchmark, Any] | None = None
 
     def score(self, job: _Job) -> Artifact:
-        items = _read_items(job)
+        # Base and adapter follow each other on the same items.
+        if self._built is None or self._built[0] != job.benchmark:
+            self._built = (job.benchmark, job.benchmark.build())
+        tasks = self._built[1]
         if job.adapter is None:
-            scored = self._harness.score(items, None)
+            scored = self._harness.score(tasks, None)
         else:
             with job.storage.as_local_dir(f"{job.adapter.folder()}/{ADAPTER}") as folder:
-                scored = self._harness.score(items, Path(folder))
+                scored = self._harness.score(tasks, Path(folder))
         draft = artifacts.begin(job.storage, STAGE, job.fingerprint)
         draft.write_table(ITEMS, scored)
         return draft.commit(
@@ -184,13 +203,6 @@ class _Worker:
                 "model": "adapter" if job.adapter else "base",
                 "items": scored.num_rows,
                 "accuracy": pc.mean(scored["correct"]).as_py(),
+                "unparsed": 1 - pc.mean(scored["parsed"]).as_py(),
             }
         )
-
-
-def _read_items(job: _Job) -> pa.Table:
-    tables = []
-    for part in job.parts:
-        table = job.storage.read_table(part.path)
-        tables.append(table.filter(pc.equal(table["language"], job.language)))
-    return pa.concat_tables(tables)[: job.limit]

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from compass_ray import languages
 from compass_ray.artifacts import Storage
 from compass_ray.errors import UserError
+from compass_ray.evaluation.scores import SCORES_SCHEMA
 from compass_ray.report import figures, space
 from compass_ray.report.figures import clean, columns, share
 from compass_ray.report.svg import PALETTE
@@ -101,7 +102,8 @@ def build_report(storage: Storage, run: str) -> str:
 def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
     stages = manifest.get("stages") or {}
     scores = _read(storage, f"runs/{run}/scores.parquet")
-    score_rows = [_without_nan(row) for row in scores.to_pylist()] if scores else []
+    empty = dict.fromkeys(SCORES_SCHEMA.names)
+    score_rows = [{**empty, **_without_nan(row)} for row in scores.to_pylist()] if scores else []
     clusters = _read(storage, f"runs/{run}/clusters.parquet")
     views = [
         _language(storage, run, code, stages, score_rows, clusters)
@@ -299,7 +301,7 @@ def _loss_figure(views: Sequence[LanguageView]) -> Markup | None:
 
 
 def _accuracy_figure(views: Sequence[LanguageView]) -> Markup | None:
-    pairs = [(view, score) for view in views for score in view.scores]
+    pairs = [(view, score) for view in views for score in view.scores if score["n"]]
     if not pairs:
         return None
     several = len({score["task"] for _, score in pairs}) > 1
@@ -325,10 +327,11 @@ def _by_subject(items: pa.Table) -> list[Row]:
 
 
 def _chance(items: pa.Table) -> dict[str, float]:
-    """Accuracy of guessing, by task."""
+    """Accuracy of guessing, by task; none where answers are written and not chosen."""
     odds: dict[str, list[float]] = {}
     for task, options in zip(items["task"].to_pylist(), items["options"].to_pylist(), strict=True):
-        odds.setdefault(task, []).append(1 / max(1, len(options)))
+        if options:
+            odds.setdefault(task, []).append(1 / len(options))
     return {task: float(np.mean(values)) for task, values in odds.items()}
 
 

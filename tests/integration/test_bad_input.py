@@ -105,5 +105,24 @@ def test_more_workers_than_the_cluster_has(make_config: MakeConfig, refused: Sai
     assert "training.workers_per_language: 8 workers" in said
 
 
+def test_an_evaluation_task_that_is_not_known(make_config: MakeConfig, refused: Said) -> None:
+    said = refused("run", make_config(evaluation={"tasks": ["mmlu_proxx"]}))
+    assert "evaluation.tasks: mmlu_proxx is not known; did you mean mmlu_prox?" in said
+
+
+def test_a_benchmark_whose_data_is_out_of_reach(make_config: MakeConfig, refused: Said) -> None:
+    said = refused("run", make_config(evaluation={"tasks": ["global_mmlu"]}))
+    assert "global_mmlu needs the data set CohereForAI/Global-MMLU (de)" in said
+    assert "evaluation.data.global_mmlu" in said
+
+
+def test_a_folder_that_lacks_the_language(
+    make_config: MakeConfig, refused: Said, tmp_path: Path
+) -> None:
+    settings = {"tasks": ["mmlu_prox"], "data": {"mmlu_prox": str(tmp_path)}}
+    said = refused("run", make_config(evaluation=settings))
+    assert f"evaluation.data.mmlu_prox: no de/test*.parquet or .jsonl below {tmp_path}" in said
+
+
 def test_a_report_of_a_run_that_never_was(make_config: MakeConfig, refused: Said) -> None:
     assert "no run small" in refused("report", make_config())

@@ -32,13 +32,20 @@ def test_the_bootstrap_interval_agrees_with_scipy(answers):
     assert high == pytest.approx(expected.high, abs=0.06 * error)
 
 
-def test_the_bootstrap_interval_covers_the_true_mean_as_often_as_it_says():
+@pytest.mark.parametrize("answers", ["right or wrong", "differences", "real numbers"])
+def test_a_95_percent_interval_covers_the_true_mean_in_95_percent(answers):
     rng = np.random.default_rng(1)
     hits = 0
-    for seed in range(200):
-        low, high = bootstrap_ci(rng.normal(5, 2, 60), 0.8, n_resamples=1000, seed=seed)
-        hits += low <= 5 <= high
-    assert 140 <= hits <= 175
+    for seed in range(1000):
+        if answers == "right or wrong":
+            values, truth = rng.random(150) < 0.6, 0.6
+        elif answers == "differences":
+            values, truth = (rng.random(150) < 0.6) * 1.0 - (rng.random(150) < 0.45), 0.15
+        else:
+            values, truth = rng.normal(5, 2, 150), 5
+        low, high = bootstrap_ci(values, n_resamples=1000, seed=seed)
+        hits += low <= truth <= high
+    assert 930 <= hits <= 970, hits
 
 
 def test_the_bootstrap_repeats_with_its_seed_and_moves_with_another():
@@ -139,10 +146,24 @@ def test_no_difference_has_p_1():
 def test_the_permutation_test_is_uniform_without_an_effect():
     rng = np.random.default_rng(6)
     p_values = [
-        paired_permutation_test(*rng.normal(size=(2, 30)), n_permutations=200, seed=seed)
-        for seed in range(300)
+        paired_permutation_test(*rng.normal(size=(2, 40)), n_permutations=1000, seed=seed)
+        for seed in range(500)
     ]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def test_right_and_wrong_answers_are_not_called_different_too_often():
+    rng = np.random.default_rng(7)
+    answers = rng.random((500, 2, 200)) < rng.random((500, 1, 200))  # items differ in difficulty
+    p_values = np.array(
+        [
+            paired_permutation_test(*pair, n_permutations=1000, seed=i)
+            for i, pair in enumerate(answers)
+        ]
+    )
+    for level in (0.01, 0.05, 0.2):
+        # Ties make the test of yes and no careful: at most the level, within chance.
+        assert np.mean(p_values <= level) <= level + 3 * np.sqrt(level * (1 - level) / 500)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import yaml
 
 from compass_ray.artifacts import Storage
 from compass_ray.errors import UserError
+from compass_ray.evaluation.scores import SCORES_SCHEMA
 from compass_ray.records import SCHEMA
 from compass_ray.report import build_report, write_report
 from compass_ray.report.page import STAGES
@@ -420,6 +421,23 @@ def test_a_base_not_measured_is_a_dash(storage: Storage, tmp_path: Path, missing
     assert body(page, "headline")[0][1:4] == ["–", shown(row["adapter"]), "–"]
     assert "was not compared with the base model: accuracy " + shown(row["adapter"]) in page
     assert not re.search(r"\bnan\b", page)
+
+
+def test_a_language_without_items_is_said_in_the_table(storage: Storage, tmp_path: Path) -> None:
+    other = Storage.open(str(tmp_path))
+    other.write_json(f"runs/{RUN}/manifest.json", manifest(("de", "am")))
+    full = {"p_holm": 0.0008, "base_unparsed": 0.25, "fertility": 1.75, "fertility_unit": "word"}
+    rows = [
+        score("de", read(storage, "items/de")) | full,
+        {"language": "am", "task": "mmlu_prox", "n": 0, "note": "not in mmlu_prox"},
+    ]
+    table = pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
+    other.write_table(f"runs/{RUN}/scores.parquet", table)
+    page = build_report(other, RUN)
+    scores = {row[0].split()[0]: row for row in body(page, "scores")}
+    assert scores["Amharic"][1] == "no items: not in mmlu_prox"
+    assert scores["German"][4:] == ["< 0.001", "< 0.001", "0.321", "0.013base 0.250", "1.750a word"]
+    assert "Amharic</strong>: mmlu_prox has no items for it (not in mmlu_prox)." in page
 
 
 def test_the_report_is_written_into_the_run(storage: Storage, page: str) -> None:

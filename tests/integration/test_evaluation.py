@@ -1,0 +1,59 @@
+"""Named tasks from local copies, through the whole line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from compass_ray import load_config, run
+from tests.conftest import write_jsonl
+
+pytestmark = pytest.mark.ray
+
+
+def test_benchmarks_from_local_copies(make_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "global-mmlu" / "nl"
+    folder.mkdir(parents=True)
+    for split in ("test", "dev"):
+        rows = [
+            {
+                "sample_id": f"{split}/{number}",
+                "subject": "anatomy",
+                "question": f"Hoeveel is {number} plus {number}?",
+                **{f"option_{letter}": str(number * 2 + i) for i, letter in enumerate("abcd")},
+                "answer": "ABCD"[number % 4],
+            }
+            for number in range(6)
+        ]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    config = load_config(
+        make_config(
+            languages=["nl"],
+            corpora={"usage": [{"path": "atlas"}], "evaluation": [{"path": "atlas"}]},
+            training={"max_steps": 2},
+            evaluation={
+                "tasks": ["items", "global_mmlu", "mmlu_prox", "atlas"],
+                "data": {"global_mmlu": str(folder.parent)},
+                "limit": 5,
+            },
+        )
+    )
+    result = run(config)
+    rows = {
+        row["task"]: row for row in pq.read_table(f"{result.folder}/scores.parquet").to_pylist()
+    }
+    assert {task: row["n"] for task, row in rows.items()} == {
+        "items": 5,
+        "global_mmlu": 5,
+        "atlas": 5,
+        "mmlu_prox": 0,
+    }
+    assert rows["mmlu_prox"]["note"] == "not in mmlu_prox"
+    items = pq.read_table(f"{result.folder}/items/nl.parquet").to_pylist()
+    mine = [row for row in items if row["task"] == "global_mmlu"]
+    assert [row["id"] for row in mine] == [f"test/{number}" for number in range(5)]
+    assert all(len(row["adapter_loglikelihoods"]) == 4 for row in mine)
+    assert "mmlu_prox has no items for it" in Path(str(result.report)).read_text()
