@@ -43,7 +43,8 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"compass-ray: {error}", file=sys.stderr)
+        # Raised in a Ray task, it prints as that task's traceback; its cause is the line itself.
+        print(f"compass-ray: {getattr(error, 'cause', error)}", file=sys.stderr)
         sys.exit(2)
 
 

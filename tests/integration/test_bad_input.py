@@ -126,3 +126,9 @@ def test_a_folder_that_lacks_the_language(
 
 def test_a_report_of_a_run_that_never_was(make_config: MakeConfig, refused: Said) -> None:
     assert "no run small" in refused("report", make_config())
+
+
+def test_a_mistake_found_inside_a_ray_task(make_config: MakeConfig, refused: Said) -> None:
+    sampling = {"strategy": "langrank", "transfer": {"de": {"ja": 0.5}}}
+    said = refused("sample", make_config(sampling=sampling))
+    assert said.endswith("none of the languages of de is in the pool, which has de, en, es, fr")

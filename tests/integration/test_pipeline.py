@@ -178,3 +178,43 @@ def test_every_strategy_fills_the_budget(config_path: Path, strategy: str) -> No
     overrides = [f"sampling.strategy={strategy}", f"run.name={strategy}"]
     result = run(load_config(config_path, overrides), until="sample")
     assert [told["picked"] for told in result.languages.values()] == [40, 40]
+
+
+def test_langrank_learns_from_measured_transfer(config_path: Path) -> None:
+    scores = {target: {"en": 0.1, "es": 0.2, "de": 0.2, "fr": 0.9} for target in ("de", "es")}
+    overrides = [f"sampling.transfer={json.dumps(scores)}", "sampling.strategy=langrank"]
+    result = run(load_config(config_path, [*overrides, "run.name=learned"]), until="sample")
+    assert [told["picked"] for told in result.languages.values()] == [40, 40]
+
+
+def test_hdbscan_a_budget_in_tokens_and_contaminated_rows(
+    make_config: MakeConfig, corpus: Path, tmp_path: Path
+) -> None:
+    items = [json.loads(line) for line in (corpus / "evaluation.jsonl").read_text().splitlines()]
+    pool = [json.loads(line) for line in (corpus / "auxiliary.jsonl").read_text().splitlines()]
+    leaked = [row for row in pool if row["language"] == "fr" and row["subject"] == "sum"][:15]
+    repeated = [
+        {**items[0], "question": row["prompt"].upper(), "option_a": row["completion"]}
+        for row in leaked
+    ]
+    file = tmp_path / "items.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in repeated))
+    path = make_config(
+        corpora={"evaluation": [{"path": str(file)}]},
+        clustering={"method": "hdbscan", "k": {"from": 3, "to": 30}},
+        sampling={"budget": 900, "budget_unit": "tokens", "max_share": 0.5},
+    )
+    result = run(load_config(path), until="sample")
+    stages = manifest(result)["stages"]
+    assert stages["cluster"]["noise"] >= 0
+    assert stages["cluster"]["measure"] == "dbcv"
+    clusters = pq.read_table(Path(result.folder, "clusters.parquet"))
+    assert sum(clusters["rows"].to_pylist()) == 272
+    told = stages["sample"]["languages"]["de"]
+    assert told["refused_contaminated"] == 15
+    assert told["picked_tokens"] == 900 - told["unspent"] > 800
+    picked = pq.read_table(Path(result.folder, "subsets/de.parquet")).to_pylist()
+    assert not {row["prompt"] for row in leaked} & {row["prompt"] for row in picked}
+    assert {row["source"] for row in picked} <= {
+        str(corpus / f"{name}.jsonl") for name in ("auxiliary", "train")
+    }

@@ -105,3 +105,38 @@ def test_how_work_is_carried_out_stays_out_of_the_identity() -> None:
 def test_the_schema_names_every_section() -> None:
     properties = Config.model_json_schema()["properties"]
     assert {"run", "languages", "corpora", "embedding", "clustering", "sampling"} <= set(properties)
+
+
+@pytest.mark.parametrize(
+    ("k", "candidates"),
+    [
+        (100, [100]),
+        ([120, 80, 80], [80, 120]),
+        ({"from": 20, "to": 200}, [20, 28, 39, 54, 75, 104, 144, 200]),
+        ({"from": 2, "to": 4}, [2, 3, 4]),
+    ],
+)
+def test_k_is_a_number_several_or_a_range(k: object, candidates: list[int]) -> None:
+    config = build_config({"languages": ["de"], "clustering": {"k": k}})
+    assert config.clustering.candidates() == candidates
+    again = build_config(config.model_dump(mode="json"))
+    assert again == config
+
+
+@pytest.mark.parametrize("k", [1, True, "x", [], [3, 1], {"from": 20}, {"from": 20, "to": 3}])
+def test_a_k_that_is_none_is_refused_with_an_example(k: object) -> None:
+    with pytest.raises(UserError, match=r"clustering\.k: a number over 1, .*\{from: 20, to: 200\}"):
+        build_config({"languages": ["de"], "clustering": {"k": k}})
+
+
+def test_faiss_has_no_hdbscan() -> None:
+    section = {"method": "hdbscan", "backend": "faiss"}
+    with pytest.raises(UserError, match="backend faiss has no hdbscan"):
+        build_config({"languages": ["de"], "clustering": section})
+
+
+def test_transfer_scores_name_languages() -> None:
+    config = build_config({"languages": ["de"], "sampling": {"transfer": {"deu": {"swh": 0.4}}}})
+    assert config.sampling.transfer == {"de": {"sw": 0.4}}
+    with pytest.raises(UserError, match=r"sampling\.transfer"):
+        build_config({"languages": ["de"], "sampling": {"transfer": {"de": {"klingon?": 1}}}})
