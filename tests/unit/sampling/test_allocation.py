@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq, minimize, minimize_scalar
 
 from compass_ray.sampling.allocation import fill_gaps, gap_table, water_fill
 from compass_ray.sampling.distribution import kl_divergence, smooth
@@ -104,6 +104,26 @@ def test_real_rows_equal_a_root_finder_on_a_thousand_random_problems():
         expected = a.copy()
         expected[wanted] = filled(level)
         assert_equally_good(p, n, a, expected, tolerance=1e-9)
+
+
+def test_no_rows_are_better_by_a_generic_solver_of_the_dual_on_a_thousand_random_problems():
+    """What Lagrange's dual gives bounds every allocation; it is minimised by Brent's method."""
+    rng = np.random.default_rng(3)
+    for _ in range(1000):
+        p, n, m, budget = random_problem(rng)
+        a = water_fill(p, n, m, budget)
+        counts = (p > 0) & (n + m > 0)
+        rows = min(budget, m[p > 0].sum())
+        p, n, m, a = p[counts], n[counts], m[counts], a[counts]
+
+        def bound(log_price, p=p, n=n, m=m, rows=rows):
+            price = np.exp(log_price)
+            best = np.clip(p / price - n, 0, m)
+            return p @ np.log(n + best) - price * (best.sum() - rows)
+
+        prices = np.log([(p / (n + m)).min() / 2, p.max() * 2])
+        found = minimize_scalar(bound, bounds=prices, method="bounded", options={"xatol": 1e-10})
+        assert (found.fun - p @ np.log(n + a)) / np.log(2) < 1e-9
 
 
 def test_real_rows_satisfy_the_optimality_conditions_on_random_problems():
