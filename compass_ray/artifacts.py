@@ -72,7 +72,8 @@ class Storage:
 
     def location(self, *parts: str) -> str:
         """The path or URI a person or another library can open."""
-        return "/".join((self.uri, *parts))
+        base, mark, options = self.uri.partition("?")
+        return "/".join((base, *parts)) + mark + options
 
     def exists(self, path: str) -> bool:
         info = self.filesystem.get_file_info(self.path(path))

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 something failed, 2 the user's input is wrong, 3 drift fou
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import logging
@@ -46,6 +47,17 @@ def main() -> None:
         # Raised in a Ray task, it prints as that task's traceback; its cause is the line itself.
         print(f"compass-ray: {getattr(error, 'cause', error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def run_job(command: str, description: str | None) -> None:
+    """What a file in jobs/ does: ``command`` on ``--config``, with ``--set`` as often as wanted."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="The YAML file of the run")
+    parser.add_argument("--set", action="append", default=[], help="Override, section.key=value")
+    arguments = parser.parse_args()
+    overrides = [word for override in arguments.set for word in ("--set", override)]
+    sys.argv = ["compass-ray", command, arguments.config, *overrides]
+    main()
 
 
 @app.command()
@@ -190,6 +202,24 @@ def rollback(
 
     was, current = RunFolder.open(run).registry(language).rollback(to)
     print(f"{language}: {was.name} -> {current.name} is current")
+
+
+@app.command()
+def search(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Trials over search.space; the best one's configuration is written out, ready for run."""
+    settings = _load(config, overrides, verbose)
+    from compass_ray.search import driver
+
+    with contextlib.redirect_stdout(sys.stderr):
+        result = driver.search(settings)
+    print(driver.as_json(result, settings) if as_json else driver.format_result(result, settings))
+    if any(trial.status == "failed" for trial in result.trials):
+        sys.exit(1)
 
 
 @app.command()

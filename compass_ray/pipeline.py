@@ -26,11 +26,13 @@ from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
+from compass_ray.metrics import record
 from compass_ray.models import check_model
 from compass_ray.report.page import write_report
 from compass_ray.resources import cluster, parallel_languages
 from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
 from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
+from compass_ray.usage import HELD_BY, device_hours, unit
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +211,7 @@ class _Book:
         self._manifest: dict[str, Any] = {
             "name": config.run.name,
             "seed": config.run.seed,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", by_alias=True),
             "versions": _versions(),
             "started": _now(),
             "finished": None,
@@ -225,9 +227,14 @@ class _Book:
         result = work()
         seconds = time.monotonic() - started
         entry = describe(result)
-        self._manifest["stages"][name] = {**entry, "seconds": seconds}
+        reused = _all_reused(entry)
+        told = {**entry, "seconds": seconds}
+        if name in HELD_BY and not reused:
+            told["device_hours"] = device_hours(name, entry, seconds, self._config, cluster())
+        self._manifest["stages"][name] = told
         self._write_manifest()
-        log.info("%s: %s in %.1f s", name, "reused" if _all_reused(entry) else "done", seconds)
+        record("compass_stage_seconds", seconds, run=self._config.run.name, stage=name)
+        log.info("%s: %s in %.1f s", name, "reused" if reused else "done", seconds)
         return result
 
     def copy_map(self, clustered: Clustered) -> None:
@@ -257,6 +264,10 @@ class _Book:
         self._storage.write_table(f"{self._folder}/scores.parquet", scores)
         for row in scores.to_pylist():
             self._result.languages[row["language"]].setdefault("scores", {})[row["task"]] = row
+            for model in ("base", "adapter"):
+                if row[model] is not None:
+                    tags = {"run": config.run.name, "language": row["language"], "model": model}
+                    record("compass_accuracy", row[model], **tags)
         for language in {comparison.language for comparison in evaluated.comparisons}:
             mine = [c for c in evaluated.comparisons if c.language == language]
             self._storage.write_table(f"{self._folder}/items/{language}.parquet", item_table(mine))
@@ -264,9 +275,22 @@ class _Book:
     def close(self, with_report: bool = False) -> RunResult:
         self._manifest["finished"] = _now()
         self._write_manifest()
+        self._tell_device_hours()
         if with_report:
             self._result.report = write_report(self._storage, self._config.run.name)
         return self._result
+
+    def _tell_device_hours(self) -> None:
+        stages = self._manifest["stages"]
+        hours = {n: told["device_hours"] for n, told in stages.items() if "device_hours" in told}
+        if not hours:
+            return
+        device = unit(cluster())
+        for name, amount in hours.items():
+            tags = {"run": self._config.run.name, "stage": name, "device": device}
+            record("compass_stage_device_hours", amount, **tags)
+        parts = ", ".join(f"{name} {amount:.3f}" for name, amount in hours.items())
+        log.info("%s: %.3f (%s)", device, sum(hours.values()), parts)
 
     def _copy(self, artifact: Artifact, name: str, target: str) -> None:
         self._storage.write_bytes(f"{self._folder}/{target}", artifact.read_bytes(name))

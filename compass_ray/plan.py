@@ -20,6 +20,7 @@ from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.models import check_model
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
+from compass_ray.planning.queueing import Queue, plan_queue
 from compass_ray.planning.reuse import Found, look_into_cache, preview_found
 from compass_ray.planning.text import format_plan
 from compass_ray.planning.training import Training, plan_training
@@ -73,6 +74,7 @@ class Plan:
     hardware: Hardware
     embedding: EmbeddingWork
     training: Training
+    queue: Queue
     notes: tuple[str, ...]
 
 
@@ -101,6 +103,16 @@ def make_plan(config: Config) -> Plan:
     _check_rows(config, previews)
     stages = _stages(config, found, previews)
     training = plan_training(config, machine, worker_shape(config, on), parallel, found, previews)
+    embedding = _embedding(config, stages, device, actors)
+    left = [told.seconds for told in training.languages if not told.reused]
+    queue = plan_queue(
+        config,
+        on,
+        worker_shape(config, on),
+        left,
+        parallel,
+        embedding.seconds if embedding.rows else 0,
+    )
     return Plan(
         run=config.run.name,
         storage=storage.uri,
@@ -111,8 +123,9 @@ def make_plan(config: Config) -> Plan:
         ),
         stages=stages,
         hardware=machine,
-        embedding=_embedding(config, stages, device, actors),
+        embedding=embedding,
         training=training,
+        queue=queue,
         notes=tuple(_notes(config, previews, training)),
     )
 

@@ -1,9 +1,13 @@
-"""Progress of a long step as log lines: readable in a terminal, a job log and CI alike."""
+"""Progress of a long step as log lines, readable in a terminal, a job log and CI alike, and as
+metrics for a dashboard.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+
+from compass_ray.metrics import record
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +26,7 @@ class Progress:
     def at(self, done: int, note: str = "") -> None:
         """Tell that ``done`` of the total are finished now."""
         now = time.monotonic()
+        self._record(done)
         if self._first is None:
             # A resumed step starts in the middle; what was done before says nothing of the rate.
             self._first, self._started = done, now
@@ -38,3 +43,9 @@ class Progress:
             if done < self._total:
                 parts.append(f"{(self._total - done) / rate:.0f} s left")
         log.info(", ".join(parts))
+
+    def _record(self, done: int) -> None:
+        # "train de" is the step train of the language de.
+        step, _, language = self._label.partition(" ")
+        record("compass_progress_done", done, step=step, language=language)
+        record("compass_progress_total", self._total, step=step, language=language)

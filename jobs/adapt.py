@@ -6,16 +6,7 @@ code of the work is the exit code of the job; submitted again, the job goes on w
 
 from __future__ import annotations
 
-import argparse
-import sys
-
-from compass_ray.cli import main
+from compass_ray.cli import run_job
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="The YAML file of the run")
-    parser.add_argument("--set", action="append", default=[], help="Override, section.key=value")
-    arguments = parser.parse_args()
-    overrides = [word for override in arguments.set for word in ("--set", override)]
-    sys.argv = ["compass-ray", "run", arguments.config, *overrides]
-    main()
+    run_job("run", __doc__)

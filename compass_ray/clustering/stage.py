@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
+from compass_ray.claims import claim
 from compass_ray.clustering.choice import Choice, fit_clusters
 from compass_ray.clustering.diagnostics import Diagnostics, diagnose
 from compass_ray.clustering.kmeans import Clusters
@@ -103,7 +104,22 @@ def cluster_corpus(
     fingerprint = clustering_fingerprint(config, embedded)
     done = artifacts.find(storage, STAGE, fingerprint)
     if done:
-        return Clustered(done, embedded.parts, reused=True, items=corpus.of("evaluation"))
+        return _clustered(done, corpus, embedded, reused=True)
+    with claim(storage, STAGE, fingerprint):
+        done = artifacts.find(storage, STAGE, fingerprint)
+        if done:
+            return _clustered(done, corpus, embedded, reused=True)
+        done = _cluster(config, storage, corpus, embedded, fingerprint)
+        return _clustered(done, corpus, embedded, reused=False)
+
+
+def _clustered(done: Artifact, corpus: Corpus, embedded: Embedded, reused: bool) -> Clustered:
+    return Clustered(done, embedded.parts, reused, items=corpus.of("evaluation"))
+
+
+def _cluster(
+    config: Config, storage: Storage, corpus: Corpus, embedded: Embedded, fingerprint: str
+) -> Artifact:
     draft = artifacts.begin(storage, STAGE, fingerprint)
     work = [_Work(number, part, draft) for number, part in enumerate(embedded.parts)]
     slots = max(1, int(cluster().cpus))
@@ -146,8 +162,7 @@ def cluster_corpus(
         "languages_from_usage": from_usage,
         "diagnostics": asdict(diagnostics),
     }
-    done = draft.commit(summary)
-    return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
+    return draft.commit(summary)
 
 
 def clustering_fingerprint(config: Config, embedded: Embedded) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
+from compass_ray.claims import claim
 from compass_ray.config import Config, Embedding
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.embedding.encoders import BUNDLED, Device, load_encoder
@@ -68,17 +69,35 @@ def embed(config: Config, storage: Storage, corpus: Corpus) -> Embedded:
     """Vectors of the auxiliary, train and usage rows, computed or found in the cache."""
     parts = corpus.of("auxiliary", "train", "usage")
     work = [_Work(storage, vectors_fingerprint(config.embedding, part), part) for part in parts]
-    found = {item.fingerprint: artifacts.find(storage, STAGE, item.fingerprint) for item in work}
-    missing = {item.fingerprint: item for item in work if found[item.fingerprint] is None}
-    computed = sum(item.part.rows for item in missing.values())
-    reused = sum(part.rows for part in parts) - computed
-    log.info("embed: %s rows reused, %s to compute", f"{reused:,}", f"{computed:,}")
-    for vectors in _embed_missing(config.embedding, list(missing.values())):
-        found[vectors.fingerprint] = vectors
+    found = _find(work)
+    computed = 0
+    if None in found.values():
+        # One pass fills the cluster; another run's of this encoder may well be of the same rows.
+        encoder = artifacts.fingerprint(encoder=config.embedding.encoder_identity())
+        with claim(storage, STAGE, encoder):
+            found = _find(work)
+            missing = {item.fingerprint: item for item in work if not found[item.fingerprint]}
+            computed = sum(item.part.rows for item in missing.values())
+            _tell(parts, computed)
+            for vectors in _embed_missing(config.embedding, list(missing.values())):
+                found[vectors.fingerprint] = vectors
+    else:
+        _tell(parts, computed)
     embedded = tuple(
         EmbeddedPart(item.part, cast(Artifact, found[item.fingerprint])) for item in work
     )
-    return Embedded(embedded, reused, computed)
+    return Embedded(embedded, corpus.rows("auxiliary", "train", "usage") - computed, computed)
+
+
+def _find(work: Sequence[_Work]) -> dict[str, Artifact | None]:
+    return {
+        item.fingerprint: artifacts.find(item.storage, STAGE, item.fingerprint) for item in work
+    }
+
+
+def _tell(parts: Sequence[Part], computed: int) -> None:
+    reused = sum(part.rows for part in parts) - computed
+    log.info("embed: %s rows reused, %s to compute", f"{reused:,}", f"{computed:,}")
 
 
 def vectors_fingerprint(config: Embedding, part: Part) -> str:

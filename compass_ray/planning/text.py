@@ -23,7 +23,7 @@ def format_plan(plan: Plan) -> str:
         _cluster(plan),
         _training(plan),
         _memory(plan),
-        _time(plan),
+        [*_time(plan), *_queue(plan)],
     ]
     if plan.notes:
         blocks.append(["notes", *(f"  - {note}" for note in plan.notes)])
@@ -177,3 +177,18 @@ def _time(plan: Plan) -> list[str]:
     hours = "?" if training.device_hours is None else f"~{training.device_hours:,.2f}"
     wall = duration(training.wall_seconds)
     return [f"time     ~{wall} of training, {hours} {unit}", f"  {training.assumption}"]
+
+
+def _queue(plan: Plan) -> list[str]:
+    queue, lines = plan.queue, []
+    if queue.waiting:
+        wait = f"the first ~{duration(queue.first_wait)}, the last ~{duration(queue.longest_wait)}"
+        lines = [
+            f"queue    {queue.waiting} of {len(plan.targets)} languages wait: {wait}",
+            f"  for {queue.limit}; with twice as many places, ~{duration(queue.with_double)} of "
+            "training in all",
+        ]
+    if queue.bottleneck:
+        name = {"embed": "embedding", "train": "training"}[queue.bottleneck]
+        lines.append(f"bottleneck  {name}, ~{queue.bottleneck_share:.0%} of embedding and training")
+    return lines

@@ -121,6 +121,7 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         "space": (stages.get("cluster") or {}).get("diagnostics"),
         "language_map": space.language_map(clusters, _name) if clusters else None,
         "choice_curve": space.curve_of(stages.get("cluster") or {}),
+        "search": _search(storage, run, manifest),
         "timings": [_timing(stage, stages[stage]) for stage in STAGES if stage in stages],
         "heat_map": _heat_map(views),
         "loss_figure": _loss_figure(views),
@@ -319,6 +320,17 @@ def _accuracy_figure(views: Sequence[LanguageView]) -> Markup | None:
     return Markup(figures.accuracy_intervals(names, base, adapter, chance, label=label))
 
 
+def _search(storage: Storage, run: str, manifest: Row) -> Row | None:
+    """Trials of the search that this run is the best of, and the keys that were searched."""
+    table = _read(storage, f"runs/{run}/search.parquet")
+    settings = (manifest.get("config") or {}).get("search")
+    if table is None or settings is None:
+        return None
+    named = settings["metric"]
+    metrics = [named] if isinstance(named, str) else named
+    return {"keys": list(settings["space"]), "metrics": metrics, "trials": table.to_pylist()}
+
+
 def _by_subject(items: pa.Table) -> list[Row]:
     """Accuracy of base model and adapter for each task and subject, the most items first."""
     right = [("base_correct", "mean"), ("adapter_correct", "mean"), ("id", "count")]
@@ -352,6 +364,7 @@ def _timing(stage: str, told: Row) -> Row:
         "reused": reused,
         "computed": computed,
         "unit": unit,
+        "device_hours": told.get("device_hours"),
     }
 
 

@@ -13,6 +13,7 @@ import ray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
+from compass_ray.claims import claim
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Config
 from compass_ray.records import SCHEMA
@@ -70,30 +71,45 @@ def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
     keys = {
         language: subset_fingerprint(config, clustered, language) for language in config.languages
     }
-    found = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
-    reused = frozenset(language for language, artifact in found.items() if artifact)
-    missing = [language for language in config.languages if language not in reused]
-    if missing:
-        sampler = gap_sampler(clustered)
-        written = {}
-        for language in missing:
-            picked = sampler.subset.remote(
-                language, config.sampling, config.run.seed, config.training
-            )
-            written[language] = _write.remote(config, clustered, language, keys[language], picked)
-        for language, reference in written.items():
-            artifact = found[language] = ray.get(reference)
-            told = artifact.summary
-            log.info(
-                "sample %s: %d own rows + %d picked, divergence %.3f -> %.3f",
-                language,
-                told["own"],
-                told["picked"],
-                told["js_before"],
-                told["js_after"],
-            )
-            _warn(language, told)
-    return Sampled({lang: found[lang] for lang in config.languages}, reused)  # type: ignore[misc]
+    found = _find(storage, keys)
+    reused = frozenset(found)
+    if len(found) < len(keys):
+        # One caller a clustering: its sampler answers one request after the other anyway.
+        with claim(storage, STAGE, clustered.artifact.fingerprint):
+            found = _find(storage, keys)
+            reused = frozenset(found)
+            missing = {language: key for language, key in keys.items() if language not in found}
+            found |= _sample_missing(config, clustered, missing)
+    return Sampled({language: found[language] for language in config.languages}, reused)
+
+
+def _find(storage: Storage, keys: Mapping[str, str]) -> dict[str, Artifact]:
+    entries = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
+    return {language: entry for language, entry in entries.items() if entry}
+
+
+def _sample_missing(
+    config: Config, clustered: Clustered, missing: Mapping[str, str]
+) -> dict[str, Artifact]:
+    sampler = gap_sampler(clustered)
+    written = {}
+    for language, key in missing.items():
+        picked = sampler.subset.remote(language, config.sampling, config.run.seed, config.training)
+        written[language] = _write.remote(config, clustered, language, key, picked)
+    made = {}
+    for language, reference in written.items():
+        artifact = made[language] = ray.get(reference)
+        told = artifact.summary
+        log.info(
+            "sample %s: %d own rows + %d picked, divergence %.3f -> %.3f",
+            language,
+            told["own"],
+            told["picked"],
+            told["js_before"],
+            told["js_after"],
+        )
+        _warn(language, told)
+    return made
 
 
 def _warn(language: str, told: Mapping[str, Any]) -> None:

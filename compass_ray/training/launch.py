@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ import ray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
+from compass_ray.claims import claim
 from compass_ray.config import Config, Training
+from compass_ray.metrics import record
 from compass_ray.progress import Progress
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.stage import SUBSET
@@ -66,8 +70,13 @@ def adapter_fingerprint(config: Config, language: str, subset: Artifact) -> str:
     )
 
 
-def train_languages(config: Config, storage: Storage, subsets: Mapping[str, Artifact]) -> Outcome:
-    """Train, or find in the cache, the adapter of every language in ``subsets``."""
+def train_languages(
+    config: Config, storage: Storage, subsets: Mapping[str, Artifact], board: Any = None
+) -> Outcome:
+    """Train, or find in the cache, the adapter of every language in ``subsets``.
+
+    Losses by step are left on ``board``, an actor of ``Board``, where a caller brings its own.
+    """
     outcome = Outcome()
     waiting: list[Job] = []
     for language, subset in subsets.items():
@@ -89,15 +98,15 @@ def train_languages(config: Config, storage: Storage, subsets: Mapping[str, Arti
             )
         )
     if waiting:
-        _run_side_by_side(waiting, parallel_languages(config, cluster()), outcome)
+        board = board or ray.remote(Board).options(num_cpus=0).remote()
+        _run_side_by_side(waiting, parallel_languages(config, cluster()), board, outcome)
     return outcome
 
 
-def _run_side_by_side(waiting: list[Job], parallel: int, outcome: Outcome) -> None:
+def _run_side_by_side(waiting: list[Job], parallel: int, board: Any, outcome: Outcome) -> None:
     log.info("train: %d languages, %d side by side", len(waiting), parallel)
     # Longest first, so that no long one is left to run alone at the end.
     waiting.sort(key=lambda job: -job.subset.summary["rows"])
-    board = ray.remote(Board).options(num_cpus=0).remote()
     progress: dict[str, Progress] = {}
     running: dict[ray.ObjectRef[Artifact], Job] = {}
     while waiting or running:
@@ -111,6 +120,7 @@ def _run_side_by_side(waiting: list[Job], parallel: int, outcome: Outcome) -> No
         for language, (step, total) in ray.get(board.steps.remote()).items():
             bar = progress.setdefault(language, Progress(f"train {language}", total, "steps"))
             bar.at(step["step"], f"loss {step['loss']:.3f}")
+            record("compass_training_loss", step["loss"], language=language)
         for ref in done:
             job = running.pop(ref)
             try:
@@ -127,14 +137,16 @@ def _root_cause(error: BaseException) -> str:
 
 
 class Board:
-    """Where workers leave word for the driver: the newest step, and why a language gave up."""
+    """Where workers leave word for the driver: how far they are, and why a language gave up."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[dict[str, Any], int]] = {}
+        self._losses: dict[str, dict[int, float]] = {}
         self._causes: dict[str, str] = {}
 
     def on_step(self, language: str, step: dict[str, Any], total: int) -> None:
         self._steps[language] = (step, total)
+        self._losses.setdefault(language, {})[step["step"]] = step["loss"]
 
     def on_failure(self, language: str, cause: str) -> None:
         self._causes[language] = cause
@@ -142,12 +154,22 @@ class Board:
     def steps(self) -> dict[str, tuple[dict[str, Any], int]]:
         return self._steps
 
+    def losses(self) -> dict[str, dict[int, float]]:
+        """Training loss of each language by step, those since its workers were last started."""
+        return self._losses
+
     def cause(self, language: str) -> str | None:
         return self._causes.get(language)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _fit(job: Job, board: Any) -> Artifact:
+    storage = job.subset.storage
+    with claim(storage, STAGE, job.fingerprint):
+        return artifacts.find(storage, STAGE, job.fingerprint) or _train(job, board)
+
+
+def _train(job: Job, board: Any) -> Artifact:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -176,13 +198,24 @@ def _fit(job: Job, board: Any) -> Artifact:
             worker_runtime_env={"env_vars": environment},
         ),
     )
-    result = trainer.fit()
+    with _own_interrupts():
+        result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError("training ended without a checkpoint")
     with result.checkpoint.as_directory() as folder:
         artifact = _commit(job, Path(folder))
     storage.delete_dir(runs)
     return artifact
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put the handler of interrupts back: Train's keeps its controller alive for ever."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def _reservation(shape: WorkerShape) -> dict[str, float]:

@@ -83,6 +83,14 @@ def test_a_local_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert Storage.open("outputs").uri == str(tmp_path / "outputs")
 
 
+def test_options_of_a_uri_stay_at_its_end() -> None:
+    storage = Storage.open("s3://bucket/root?region=us-east-1&endpoint_override=127.0.0.1:1")
+    assert storage.path("runs/a") == "bucket/root/runs/a"
+    assert storage.location("runs", "a") == (
+        "s3://bucket/root/runs/a?region=us-east-1&endpoint_override=127.0.0.1:1"
+    )
+
+
 def test_an_unknown_scheme_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"run.storage 'ftpx://host/x'"):
         Storage.open("ftpx://host/x")

@@ -252,6 +252,28 @@ def test_the_gap_table_holds_the_largest_filled_gaps_with_their_best_row(
         assert best.startswith(cells[5].rstrip("…"))
 
 
+def test_a_search_shows_its_trials_and_the_front(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    told = manifest()
+    told["config"]["search"] = {
+        "space": {"sampling.budget": [1, 2]},
+        "metric": ["accuracy", "tokens"],
+    }
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    same = {"status": "finished", "loss": 1.25, "steps": 7, "seconds": 70.0, "cause": None}
+    rows = [
+        {**same, "sampling.budget": 2, "accuracy": 0.7, "tokens": 2000, "device_hours": 0.5},
+        {**same, "sampling.budget": 1, "accuracy": None, "tokens": None, "device_hours": None},
+    ]
+    rows[0]["pareto"], rows[1]["pareto"] = True, False
+    rows[1] |= {"status": "failed", "cause": "no <room>"}
+    storage.write_table(f"runs/{RUN}/search.parquet", pa.Table.from_pylist(rows))
+    assert body(build_report(storage, RUN), "trials") == [
+        ["★", "2", "0.700", "1.250", "2,000", "0.500", "7", "1 min 10 s", "finished"],
+        ["", "1", "–", "1.250", "–", "–", "7", "1 min 10 s", "failed: no <room>"],
+    ]
+
+
 def test_what_lies_beyond_the_rows_is_the_sum_of_gaps(storage: Storage, page: str) -> None:
     for language in ("am", "de"):
         gaps = read(storage, f"gaps/{language}")

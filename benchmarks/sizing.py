@@ -1,0 +1,93 @@
+"""The arithmetic of docs/sizing.md: 42 languages on an 8B model, 500M pool rows, 8 to 256 GPUs.
+
+``python benchmarks/sizing.py`` prints the table and writes ``benchmarks/results/sizing.json``. It
+measures nothing: inputs are figures measured elsewhere or assumptions, each said to be which.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from compass_ray.costs import side_by_side
+
+GPUS = (8, 64, 256)
+LANGUAGES = 42
+
+# Assumptions: what the data look like.
+POOL_ROWS = 500e6
+TOKENS_PER_PROMPT = 60
+"""Of the pool, padding included."""
+ROWS_PER_LANGUAGE = 6_000
+"""Own rows and a budget of 2,000."""
+TOKENS_PER_ROW = 200
+ITEMS = 14_042
+"""Of one language of Global-MMLU, in full."""
+TOKENS_PER_ITEM = 800
+"""Four options, scored one by one, 200 tokens each with their question."""
+
+# Published: one H100 in bf16 (NeMo AutoModel), one RTX 4090 (multilingual-e5-large, 512 tokens).
+TRAIN_TOKENS_S = 12_473
+EMBED_TOKENS_S_4090 = 146_000
+# Assumption: an H100 embeds as much faster as its bf16 peak is higher, at half the gain.
+EMBED_TOKENS_S = EMBED_TOKENS_S_4090 * (990 / 165) / 2
+# Arithmetic: a forward pass is 2 operations a parameter, a LoRA step is 4.
+SCORE_TOKENS_S = 2 * TRAIN_TOKENS_S
+
+# Measured here: 20 s to launch the workers of a language, on a CPU. Assumption: 16 GB of weights
+# at 0.4 GB/s from <storage>.
+START_S = 20 + 40
+# Assumption: what one node reads from an object store; 8 GPUs a node.
+READ_BYTES_S = 1e9
+DIMENSION = 1_024
+RESULTS = Path(__file__).parent / "results"
+
+
+def select_seconds() -> float:
+    """Of one target language: measured on 1M rows of 384 dimensions, in proportion to both."""
+    measured = json.loads((RESULTS / "sampling.json").read_text())["results"][-1]
+    each = measured["compass_s"] / 20 / measured["rows"]
+    return float(each * POOL_ROWS * DIMENSION / 384)
+
+
+def hours(gpus: int) -> dict[str, float]:
+    """Wall hours by stage on so many GPUs."""
+    nodes = gpus / 8
+    vectors = POOL_ROWS * DIMENSION * 2
+    training = ROWS_PER_LANGUAGE * TOKENS_PER_ROW / TRAIN_TOKENS_S + START_S
+    scoring = ITEMS * TOKENS_PER_ITEM / SCORE_TOKENS_S
+    passes = 2 * LANGUAGES
+    seconds = {
+        "embed": POOL_ROWS * TOKENS_PER_PROMPT / (EMBED_TOKENS_S * gpus),
+        # Three passes over the vectors: sums, sample, assignment.
+        "cluster": 3 * vectors / (READ_BYTES_S * nodes),
+        # One process, whatever the cluster.
+        "sample": vectors / READ_BYTES_S + select_seconds() * LANGUAGES,
+        "train": side_by_side([training] * LANGUAGES, gpus),
+        "evaluate": side_by_side([scoring] * passes, gpus) + START_S,
+    }
+    return {stage: second / 3600 for stage, second in seconds.items()}
+
+
+def main() -> None:
+    results = {gpus: hours(gpus) for gpus in GPUS}
+    print("| stage | " + " | ".join(f"{gpus} GPUs" for gpus in GPUS) + " |")
+    print("|---|" + "---:|" * len(GPUS))
+    for stage in results[GPUS[0]]:
+        cells = [f"{results[gpus][stage]:.2f} h" for gpus in GPUS]
+        print(f"| {stage} | " + " | ".join(cells) + " |")
+    totals = [f"{sum(results[gpus].values()):.2f} h" for gpus in GPUS]
+    print("| all | " + " | ".join(totals) + " |")
+    print(f"vectors: {POOL_ROWS * DIMENSION * 2 / 1e12:.2f} TB")
+    print(f"training, GPU-hours without starts: {_training_gpu_hours():.2f}")
+    print(f"rounds of training: {[math.ceil(LANGUAGES / gpus) for gpus in GPUS]}")
+    (RESULTS / "sizing.json").write_text(json.dumps({"wall_hours": results}, indent=1) + "\n")
+
+
+def _training_gpu_hours() -> float:
+    return LANGUAGES * ROWS_PER_LANGUAGE * TOKENS_PER_ROW / TRAIN_TOKENS_S / 3600
+
+
+if __name__ == "__main__":
+    main()

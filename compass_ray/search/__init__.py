@@ -1,0 +1,1 @@
+"""Ray Tune over any keys of the configuration; trials share the cache."""

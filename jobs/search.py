@@ -1,0 +1,12 @@
+"""What ``ray job submit`` runs: the trials of one configuration's ``search`` section.
+
+``ray job submit --working-dir . -- python jobs/search.py --config jobs/configs/search.yaml``. The
+exit code of the work is the exit code of the job; submitted again, no finished trial is run again.
+"""
+
+from __future__ import annotations
+
+from compass_ray.cli import run_job
+
+if __name__ == "__main__":
+    run_job("search", __doc__)
