@@ -150,12 +150,13 @@ class Named:
 
     def _files(self) -> list[Path]:
         manager = _manager(self.definitions)
-        files: set[Path] = set()
+        read: dict[tuple[str | None, str], Mapping[str, Any]] = {}
         for leaf, changes in _leaves(manager, self.name, {}):
             settings = (manager.task_index[leaf].cfg or {}) | changes
-            for split in _splits(settings):
-                files.update(self._split_files(settings, split))
-        return sorted(files)
+            for split in _splits(settings) if "class" not in settings else []:
+                read[settings.get("dataset_name"), split] = settings
+        found = (self._split_files(settings, split) for (_, split), settings in read.items())
+        return sorted({file for files in found for file in files})
 
     def _split_files(self, settings: Mapping[str, Any], split: str) -> list[Path]:
         """Files ``<config>/<split>*`` at any depth of the folder, as on the hub."""

@@ -81,15 +81,16 @@ class OneRulerItems:
 
     def check(self) -> None:
         """Raise ``UserError`` if a folder lacks the language or the model reads less."""
-        if self.data and not self._published_files():
-            _prompts(Path(self.data))
-        if self.settings.text:
-            read_texts(Path(self.settings.text), self.language, "evaluation.oneruler.text")
+        if not self._published_files():
+            self._templates()
+            if self.data or self.settings.text:
+                self._texts()
         from transformers import AutoConfig
 
-        reads = AutoConfig.from_pretrained(resolve_model(self.model)).max_position_embeddings
+        settings = AutoConfig.from_pretrained(resolve_model(self.model)).get_text_config()
+        reads = getattr(settings, "max_position_embeddings", None)
         longest = max(self.settings.lengths)
-        if longest + ANSWER_TOKENS > reads:
+        if reads and longest + ANSWER_TOKENS > reads:
             raise UserError(
                 f"evaluation.oneruler.lengths: {longest} tokens and an answer of "
                 f"{ANSWER_TOKENS} asked of {self.model}, which reads {reads}"
@@ -121,16 +122,17 @@ class OneRulerItems:
         return templates.own(self.language)
 
     def _material(self) -> Material:
-        said = self._templates()
-        if self.settings.text:
-            texts = read_texts(Path(self.settings.text), self.language, "evaluation.oneruler.text")
-        elif self.data:
-            texts = read_texts(Path(self.data, "books"), self.language, _DATA)
-        else:
-            texts = self._own_texts()
+        said, texts = self._templates(), self._texts()
         if self.data:
             return published_material(Path(self.data), self.language, said, texts)
         return material(self.language, said, texts)
+
+    def _texts(self) -> list[str]:
+        if self.settings.text:
+            return read_texts(Path(self.settings.text), self.language, "evaluation.oneruler.text")
+        if self.data:
+            return read_texts(Path(self.data, "books"), self.language, _DATA)
+        return self._own_texts()
 
     def _own_texts(self) -> list[str]:
         texts = []
