@@ -43,6 +43,15 @@ def add_adapter(base: PreTrainedModel, config: Adapter, base_name: str) -> PeftM
     return model
 
 
+def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftModel:
+    """Wrap ``base`` with a saved adapter whose weights alone require gradients."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    return model
+
+
 def gather_adapter(model: PeftModel, zero_stage: int) -> dict[str, Tensor]:
     """Adapter weights by PEFT's names, float32 on the CPU; whole also under ZeRO-3."""
     from peft import get_peft_model_state_dict

@@ -13,7 +13,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,23 @@ STAGE = "train"
 VERSION = 1
 ADAPTER = "adapter"
 LOSS_FILE = "loss.parquet"
+ANCHORS = "anchors.parquet"
+
+
+@dataclass(frozen=True)
+class StartFrom:
+    """An adapter that training goes on from (see ``anchoring.Start``), by reference.
+
+    Attributes:
+        folder: where in the storage its PEFT files, anchors and Fisher information are.
+        fingerprint: of the training that made it.
+    """
+
+    folder: str
+    fingerprint: str
+    ewc_lambda: float
+    replay_beta: float
+    updates: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +65,7 @@ class Job:
     seed: int
     workers: int
     shape: WorkerShape
+    start: StartFrom | None = None
 
 
 @dataclass
@@ -59,7 +77,11 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def adapter_fingerprint(config: Config, language: str, subset: Artifact) -> str:
+def adapter_fingerprint(
+    config: Config, language: str, subset: Artifact, start: StartFrom | None = None
+) -> str:
+    # Where the adapter lies is not what it is.
+    from_there = {"start": asdict(replace(start, folder=""))} if start else {}
     return artifacts.fingerprint(
         stage=STAGE,
         version=VERSION,
@@ -67,20 +89,27 @@ def adapter_fingerprint(config: Config, language: str, subset: Artifact) -> str:
         training=config.training.identity(),
         seed=config.run.seed,
         subset=subset.fingerprint,
+        **from_there,
     )
 
 
 def train_languages(
-    config: Config, storage: Storage, subsets: Mapping[str, Artifact], board: Any = None
+    config: Config,
+    storage: Storage,
+    subsets: Mapping[str, Artifact],
+    starts: Mapping[str, StartFrom] | None = None,
+    board: Any = None,
 ) -> Outcome:
     """Train, or find in the cache, the adapter of every language in ``subsets``.
 
-    Losses by step are left on ``board``, an actor of ``Board``, where a caller brings its own.
+    A language in ``starts`` goes on from there; any other begins anew. Losses by step are left on
+    ``board``, an actor of ``Board``, where a caller brings its own.
     """
     outcome = Outcome()
     waiting: list[Job] = []
     for language, subset in subsets.items():
-        fingerprint = adapter_fingerprint(config, language, subset)
+        start = (starts or {}).get(language)
+        fingerprint = adapter_fingerprint(config, language, subset, start)
         done = artifacts.find(storage, STAGE, fingerprint)
         if done:
             outcome.adapters[language] = done
@@ -95,6 +124,7 @@ def train_languages(
                 seed=config.run.seed,
                 workers=config.training.workers_per_language,
                 shape=worker_shape(config, cluster()),
+                start=start,
             )
         )
     if waiting:
@@ -268,13 +298,36 @@ def _worker(loop_config: dict[str, Any]) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if job.shape.gpus else "gloo")
     rows = job.subset.read_table(SUBSET, columns=["prompt", "response"])
     try:
-        train(
-            job.training,
-            rows["prompt"].to_pylist(),
-            rows["response"].to_pylist(),
-            job.seed,
-            _RayReporter(job.language, board),
-        )
+        with _started(job) as start:
+            train(
+                job.training,
+                rows["prompt"].to_pylist(),
+                rows["response"].to_pylist(),
+                job.seed,
+                _RayReporter(job.language, board),
+                start,
+            )
     except TrainingError as error:
         # Returning instead of raising keeps Ray Train from retrying what would fail again.
         ray.get(board.on_failure.remote(job.language, str(error)))
+
+
+@contextmanager
+def _started(job: Job) -> Iterator[Any]:
+    """The adapter to go on from, on this machine; None where there is none."""
+    if job.start is None:
+        yield None
+        return
+    from compass_ray.training.anchoring import Start
+
+    storage = job.subset.storage
+    anchors = storage.read_table(f"{job.start.folder}/{ANCHORS}", ["prompt", "response"])
+    with storage.as_local_dir(job.start.folder) as folder:
+        yield Start(
+            adapter=Path(folder),
+            prompts=anchors["prompt"].to_pylist(),
+            responses=anchors["response"].to_pylist(),
+            ewc_lambda=job.start.ewc_lambda,
+            replay_beta=job.start.replay_beta,
+            updates=job.start.updates,
+        )

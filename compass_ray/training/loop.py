@@ -20,9 +20,16 @@ import torch.distributed as dist
 
 from compass_ray.config import Training
 from compass_ray.models import load_base, load_tokenizer
-from compass_ray.training.adapters import add_adapter, gather_adapter, save_adapter
+from compass_ray.training.adapters import (
+    add_adapter,
+    gather_adapter,
+    load_adapter,
+    save_adapter,
+)
+from compass_ray.training.anchoring import Start
 from compass_ray.training.data import Plan, collate, tokenise
-from compass_ray.training.losses import document_mask, response_loss, target_positions
+from compass_ray.training.keeper import Keeper
+from compass_ray.training.losses import forward_loss
 
 PROGRESS_FILE = "progress.json"
 ADAPTER_FOLDER = "adapter"
@@ -86,10 +93,12 @@ def train(
     responses: Sequence[str],
     seed: int,
     reporter: Reporter,
+    start: Start | None = None,
 ) -> None:
     """Train one adapter to the end; the last checkpoint holds it in ``adapter/``.
 
-    The process group exists already. Every source of randomness is a function of seed and step,
+    With ``start`` training goes on from that adapter, held near it as ``Start`` says. The process
+    group exists already. Every source of randomness is a function of seed and step,
     so a resumed run takes the steps an uninterrupted one would have taken.
     """
     import deepspeed
@@ -110,12 +119,17 @@ def train(
     )
     dtype = _dtype(config)
     torch.manual_seed(seed)
-    model = add_adapter(load_base(config.model, dtype), config.adapter, config.model)
+    base = load_base(config.model, dtype)
+    if start:
+        model = load_adapter(base, start.adapter, config.model)
+    else:
+        model = add_adapter(base, config.adapter, config.model)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=deepspeed_config(config, world, dtype),
     )
+    keeper = Keeper.build(engine, tokenizer, config, plan, start)
     history, resumed_after = _resume(engine, reporter.resume_from())
     micro_batch = engine.train_micro_batch_size_per_gpu()
     accumulation = engine.gradient_accumulation_steps()
@@ -125,16 +139,21 @@ def train(
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(seed * 1_000_003 + number * 1_009 + rank)
-        targets = plan.targets(batch)
+        targets, tokens = plan.targets(batch), plan.tokens(batch)
+        if keeper:
+            tokens += keeper.begin_step(number)
         total = torch.zeros((), device=engine.device)
         engine.train()
         for index in range(accumulation):
             first = (index * world + rank) * micro_batch
             part = collate(plan.examples, batch[first : first + micro_batch], _pad(tokenizer))
-            loss = _forward(engine, part)
+            loss = forward_loss(engine, part)
             # DeepSpeed averages over workers and micro-batches; this makes it the mean over
             # the target tokens of the whole batch, however they are spread.
-            engine.backward(loss * (world * accumulation / targets))
+            objective = loss * (world * accumulation / targets)
+            if keeper:
+                objective = objective + keeper.term(index)
+            engine.backward(objective)
             engine.step()
             total += loss.detach()
         dist.all_reduce(total)
@@ -142,7 +161,7 @@ def train(
         if not math.isfinite(mean):
             raise TrainingError(f"loss is {mean} at step {number + 1}")
         seconds = time.monotonic() - started
-        history.append(Step(number + 1, mean, rate, plan.tokens(batch), targets, seconds))
+        history.append(Step(number + 1, mean, rate, tokens, targets, seconds))
         if rank == 0:
             reporter.on_step(history[-1], plan.total_steps)
         if (number + 1) % config.checkpoint_steps == 0 and number + 1 < plan.total_steps:
@@ -163,6 +182,8 @@ def train(
         folder = Path(name)
         if rank == 0:
             save_adapter(engine.module, weights, folder / ADAPTER_FOLDER)
+            if keeper:
+                keeper.save(folder / ADAPTER_FOLDER)
         _save_state(engine, folder, history, resumed_after, summary)
         reporter.save(folder, asdict(history[-1]))
 
@@ -205,21 +226,6 @@ def _dtype(config: Training) -> torch.dtype:
 
 def _pad(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id or 0)
-
-
-def _forward(engine: Any, part: Mapping[str, Any]) -> torch.Tensor:
-    batch = {name: torch.from_numpy(array).to(engine.device) for name, array in part.items()}
-    positions = target_positions(batch["labels"])
-    if not len(positions):
-        positions = positions.new_zeros(1)
-    output = engine(
-        input_ids=batch["input_ids"],
-        attention_mask=document_mask(batch["documents"]),
-        position_ids=batch["position_ids"],
-        logits_to_keep=positions,
-        use_cache=False,
-    )
-    return response_loss(output.logits, batch["labels"], positions)
 
 
 def _save_state(

@@ -5,6 +5,9 @@ Shapes: B sequences, L tokens, P predicting positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,3 +42,19 @@ def response_loss(logits_BPV: Tensor, labels_BL: Tensor, positions_P: Tensor) ->
         ignore_index=IGNORED,
         reduction="sum",
     )
+
+
+def forward_loss(model: Any, part: Mapping[str, Any]) -> Tensor:
+    """Summed response loss of a collated part (``data.collate``), only needed logits computed."""
+    batch = {name: torch.from_numpy(array).to(model.device) for name, array in part.items()}
+    positions = target_positions(batch["labels"])
+    if not len(positions):
+        positions = positions.new_zeros(1)
+    output = model(
+        input_ids=batch["input_ids"],
+        attention_mask=document_mask(batch["documents"]),
+        position_ids=batch["position_ids"],
+        logits_to_keep=positions,
+        use_cache=False,
+    )
+    return response_loss(output.logits, batch["labels"], positions)
