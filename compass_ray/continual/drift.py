@@ -9,8 +9,9 @@
 
 Thresholds hold at any size of window and reference. A reference of R prompts is itself a sample;
 a threshold that takes it for the truth alarms far too often once windows are as large as it. So
-the null hypothesis is that window and reference are draws of one usage, and each test spends a
-third of alpha, so that a stable stream alarms at a rate of at most alpha.
+the null hypothesis is that window and reference are draws of one usage. Two thirds of alpha are for
+the first two tests, whose joint rate is calibrated, and a third for the last, so that a stable
+stream alarms at a rate of at most alpha.
 
 Shapes: N prompts of the window, R of the reference, K clusters, M resamples. Divergences are in
 bits. Knows nothing of texts, encoders or files.
@@ -33,9 +34,10 @@ FloatArray = NDArray[np.float64]
 Threshold = float | Literal["calibrated"]
 
 RESAMPLES = 2999
-"""M; a third of the usual alphas times M + 1 is whole, so a test has exactly that size."""
+"""M; two thirds of the usual alphas times M + 1 are whole, so the test has exactly that size."""
 
-TESTS = 3
+NOVELTY_PART = 1 / 3
+"""Part of alpha that the novelty test spends."""
 
 NOVEL_SHARE = 0.01
 """Share of the reference's own prompts that count as far from every centroid."""
@@ -151,12 +153,12 @@ def detect(
     before_K, after_K = reference.shares(k), window.shares(k)
     counts = reference.whole_counts(k), window.whole_counts(k)
     if threshold == "calibrated":
-        limits = calibrated_limits(*counts, alpha / TESTS, seed)
+        limits = calibrated_limits(*counts, alpha * (1 - NOVELTY_PART), seed)
     else:
         limits = Limits(threshold, math.inf)
     divergence = js_divergence(before_K, after_K)
     largest = float(_largest_moves(counts[0] + counts[1], counts[1][None])[0])
-    cutoff, most = novelty_limit(reference.distances_N, len(window), alpha / TESTS)
+    cutoff, most = novelty_limit(reference.distances_N, len(window), alpha * NOVELTY_PART)
     novel = int((window.distances_N > cutoff).sum())
     return DriftReport(
         rows=len(window),
@@ -175,7 +177,7 @@ def detect(
 
 @dataclass(frozen=True)
 class Limits:
-    """What two draws of one usage exceed, each, at the rate asked for."""
+    """What two draws of one usage exceed, the one or the other, at the rate asked for."""
 
     divergence: float
     largest_move: float
@@ -184,12 +186,12 @@ class Limits:
 def calibrated_limits(
     reference_K: NDArray[np.int64], window_K: NDArray[np.int64], alpha: float, seed: int = 0
 ) -> Limits:
-    """What the two statistics of two draws of one usage, of these sizes, exceed at ``alpha``.
+    """What the two statistics of two draws of one usage exceed, one or the other, at ``alpha``.
 
     Reference and window are put together and split again at random M times: if they come from
-    one usage, the split they came in is one of those (a permutation test, exact at any size). A
-    limit is the smallest value such that at most ``alpha (M + 1) - 1`` splits exceed it; infinite
-    where even that asks for more splits than there are.
+    one usage, the split they came in is one of those (a permutation test, exact at any size). Both
+    limits are exceeded equally often, and by at most ``alpha (M + 1) - 1`` splits together;
+    infinite where that is less than none.
 
     Args:
         reference_K: prompts of the reference in each cluster.
@@ -200,13 +202,17 @@ def calibrated_limits(
     pooled_K, size = reference_K + window_K, int(window_K.sum())
     splits_MK = rng.multivariate_hypergeometric(pooled_K, size, RESAMPLES, method="marginals")
     others_MK = pooled_K - splits_MK
-    # The window is one of M + 1 equally likely splits; it alarms when above all but these.
-    above = math.floor(alpha * (RESAMPLES + 1) + 1e-9)
-    if not above:
-        return Limits(math.inf, math.inf)
     divergences_M = _divergences(others_MK / reference_K.sum(), splits_MK / size)
     largest_M = _largest_moves(pooled_K, splits_MK)
-    return Limits(*(float(np.sort(values_M)[-above]) for values_M in (divergences_M, largest_M)))
+    sorted_divergences, sorted_largest = np.sort(divergences_M), np.sort(largest_M)
+    # The window is one of M + 1 equally likely splits and may be among those that exceed, too.
+    most = math.floor(alpha * (RESAMPLES + 1) + 1e-9) - 1
+    for rank in range(most + 1, 0, -1):
+        limits = Limits(float(sorted_divergences[-rank]), float(sorted_largest[-rank]))
+        exceeding = (divergences_M > limits.divergence) | (largest_M > limits.largest_move)
+        if exceeding.sum() <= most:
+            return limits
+    return Limits(math.inf, math.inf)
 
 
 def _largest_moves(pooled_K: NDArray[np.int64], splits_MK: NDArray[np.int64]) -> FloatArray:
