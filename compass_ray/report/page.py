@@ -27,6 +27,7 @@ from compass_ray.errors import UserError
 from compass_ray.evaluation.scores import SCORES_SCHEMA
 from compass_ray.report import figures, space
 from compass_ray.report.figures import clean, columns, share
+from compass_ray.report.production import production
 from compass_ray.report.svg import PALETTE
 from compass_ray.sampling.summary import unspent_reason
 
@@ -126,6 +127,9 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         "heat_map": _heat_map(views),
         "loss_figure": _loss_figure(views),
         "accuracy_figure": _accuracy_figure(views),
+        "production": [
+            told for view in views if (told := production(storage, run, view.code, view.name))
+        ],
         "palette": PALETTE,
         "top_gaps": TOP_GAPS,
     }
