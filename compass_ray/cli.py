@@ -171,24 +171,62 @@ def monitor(
     usage: Usage,
     follow: Annotated[bool, typer.Option(help="Go on looking; judge full windows only")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks")] = 60.0,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="Also the adapter's loss on answers in the log")
+    ] = False,
     examples: Annotated[bool, typer.Option(help="Keep prompts as examples of what moved")] = True,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Has usage drifted from what the adapters were built for? Exit code 0 stable, 3 drift."""
-    _configure_logging(verbose)
+    configure_logging(verbose)
     from compass_ray.continual.runfolder import RunFolder
     from compass_ray.continual.watch import Watch, looks, shown
+    from compass_ray.report.page import write_report
 
-    watch = Watch(RunFolder.open(run), examples=examples)
+    folder = RunFolder.open(run)
+    watch = Watch(folder, examples=examples, losses=losses)
     drifted = False
     for look in looks(watch, usage, every if follow else None):
         for message in look.messages:
             print(f"compass-ray: {message}", file=sys.stderr)
+        if look.windows:
+            write_report(folder.storage, folder.name)
         print(shown(look, as_json), flush=True)
         drifted = look.drifted
     if drifted:
         sys.exit(3)
+
+
+@app.command()
+def update(
+    run: RunPath,
+    usage: Usage,
+    languages: Annotated[str, typer.Option(help="Codes, comma between; default: all there")] = "",
+    evaluation: Annotated[
+        str | None, typer.Option(help="Items of the new usage; default: the run's, weighted by it")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train adapters on from where they are, for new usage; promote what proves better."""
+    configure_logging(verbose)
+    from compass_ray.continual.runfolder import RunFolder
+    from compass_ray.continual.update import update as bring_up_to_date
+    from compass_ray.report.page import write_report
+
+    wanted = [code.strip() for code in languages.split(",") if code.strip()]
+    with contextlib.redirect_stdout(sys.stderr):
+        folder = RunFolder.open(run)
+        done = bring_up_to_date(folder, usage, wanted, evaluation, overrides or [])
+        write_report(folder.storage, folder.name)
+    if as_json:
+        print(json.dumps([asdict(told) for told in done], indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(map(str, done)))
+    if any(told.failed for told in done):
+        sys.exit(1)
 
 
 @app.command()
@@ -254,11 +292,11 @@ def _run(
 
 
 def _load(path: Path, overrides: list[str] | None, verbose: bool) -> Config:
-    _configure_logging(verbose)
+    configure_logging(verbose)
     return load_config(path, overrides or [])
 
 
-def _configure_logging(verbose: bool) -> None:
+def configure_logging(verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("compass_ray")

@@ -457,6 +457,14 @@ def build_config(data: Mapping[str, Any], where: str = "config") -> Config:
         raise UserError(f"{where}: {_describe(error)}") from None
 
 
+def override(config: Config, overrides: Sequence[str], where: str = "config") -> Config:
+    """The configuration with ``section.key=value`` overrides applied, validated anew."""
+    data = config.model_dump(mode="json")
+    for text in overrides:
+        _apply_override(data, text)
+    return build_config(data, where=where)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats and languages: ``2e-4`` is a number, and ``no`` is Norwegian, not False."""
 

@@ -13,6 +13,7 @@ row then weighs what its chance was to be in the sample: the balance of language
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -163,6 +164,32 @@ def _cluster(
         "diagnostics": asdict(diagnostics),
     }
     return draft.commit(summary)
+
+
+def assign_corpus(
+    storage: Storage, corpus: Corpus, embedded: Embedded, space: Space, clusters: Clusters
+) -> Clustered:
+    """Every row put into clusters that were fitted before; nothing is fitted anew."""
+    saved = {SPACE: _saved(space), CENTROIDS: _saved(clusters)}
+    fingerprint = artifacts.fingerprint(
+        stage=STAGE,
+        version=VERSION,
+        fitted=[hashlib.blake2b(data, digest_size=16).hexdigest() for data in saved.values()],
+        parts=[(part.part.role, part.vectors.fingerprint) for part in embedded.parts],
+    )
+    done = artifacts.find(storage, STAGE, fingerprint)
+    if done:
+        return Clustered(done, embedded.parts, reused=True, items=corpus.of("evaluation"))
+    draft = artifacts.begin(storage, STAGE, fingerprint)
+    for name, data in saved.items():
+        draft.write_bytes(name, data)
+    work = [_Work(number, part, draft) for number, part in enumerate(embedded.parts)]
+    slots = max(1, int(cluster().cpus))
+    for _ in map_parts(work, partial(_assigning, space, clusters), actors=slots, cpus=1):
+        pass
+    rows = sum(part.part.rows for part in embedded.parts)
+    done = draft.commit({"rows": rows})
+    return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
 
 
 def clustering_fingerprint(config: Config, embedded: Embedded) -> str:

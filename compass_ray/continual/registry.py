@@ -72,14 +72,12 @@ class Registry:
         """The version of that training, if there is one."""
         return next((v for v in self.versions() if v.about["fingerprint"] == fingerprint), None)
 
-    def descends_from(self, version: Version, ancestor: Version) -> bool:
-        """Whether ``ancestor`` is the version itself or one of its parents'."""
-        at: int | None = version.number
-        while at is not None:
-            if at == ancestor.number:
-                return True
-            at = self._read(at).about["parent"]
-        return False
+    def line_of(self, version: Version) -> list[Version]:
+        """The version and those it was updated from, oldest first."""
+        line = [version]
+        while (parent := line[0].about["parent"]) is not None:
+            line.insert(0, self._read(parent))
+        return line
 
     def add(self, files: Mapping[str, bytes], about: Mapping[str, Any]) -> Version:
         """Write a new version; it is there once this returns, and not current."""

@@ -24,11 +24,10 @@ from compass_ray.continual.runfolder import CENTROIDS, SPACE
 from compass_ray.records import SCHEMA
 from compass_ray.resources import connect
 from compass_ray.sampling.stage import SUBSET
-from compass_ray.training.launch import ADAPTER
+from compass_ray.training.launch import ADAPTER, ANCHORS
 
 STAGE = "keepsakes"
 VERSION = 1
-ANCHORS = "anchors.parquet"
 ROWS = "rows.parquet"
 KEPT_COLUMNS = [*SCHEMA.names, "cluster"]
 
@@ -80,7 +79,7 @@ def register(
             files = adapter_files(adapter) | {n: kept[language].read_bytes(n) for n in kept_names()}
             about = {"kind": "run", "parent": None, "fingerprint": adapter.fingerprint}
             version = registry.add(files, {**about, "rows": kept[language].summary["rows"]})
-        if current is None or not registry.descends_from(current, version):
+        if current is None or version not in registry.line_of(current):
             registry.make_current(version, "made by the run")
 
 

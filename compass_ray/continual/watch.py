@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compass_ray import records
+from compass_ray import formats, records
 from compass_ray.continual.drift import DriftReport, Located
 from compass_ray.continual.monitor import DriftMonitor
+from compass_ray.continual.performance import LossMeter, compare_losses
 from compass_ray.continual.runfolder import Locator, RunFolder
 from compass_ray.continual.usagelog import Bookmark, Chunk, new_records
 from compass_ray.errors import UserError
@@ -37,6 +38,7 @@ PENDING_SCHEMA = pa.schema(
     [
         pa.field("language", pa.string()),
         pa.field("prompt", pa.string()),
+        pa.field("response", pa.string()),
         pa.field("weight", pa.float64()),
         pa.field("timestamp", pa.timestamp("us", tz="UTC")),
         pa.field("cluster", pa.int32()),
@@ -55,6 +57,7 @@ class State:
         windows: what each window came to, in the order they were judged.
         counted: prompts counted by language, those without an adapter too.
         set_aside: records that were no prompts.
+        losses: by language, the version and the losses of its first window with answers.
     """
 
     bookmarks: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +65,7 @@ class State:
     windows: list[dict[str, Any]] = field(default_factory=list)
     counted: dict[str, int] = field(default_factory=dict)
     set_aside: int = 0
+    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,7 +86,7 @@ class Look:
 
     @property
     def drifted(self) -> bool:
-        return any(window["drifted"] for window in self.standing.values())
+        return any(told["drifted"] or told["worse"] for told in self.standing.values())
 
 
 class Watch:
@@ -90,17 +94,26 @@ class Watch:
 
     Args:
         run: the finished run.
-        examples: keep prompts as examples; without it no text of a prompt is written anywhere.
+        examples: keep prompts as examples; without it no text is written anywhere, but for what
+            ``losses`` and ``keep_drifted`` need until a window is full.
+        losses: also compare the adapter's loss on answers that are in the log.
         keep_drifted: write the prompts of windows that drifted to ``monitor/drifted/``.
 
     Raises:
         UserError: no language of the run has an adapter.
     """
 
-    def __init__(self, run: RunFolder, examples: bool = True, keep_drifted: bool = False) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        examples: bool = True,
+        losses: bool = False,
+        keep_drifted: bool = False,
+    ) -> None:
         self._run = run
         self._examples = examples
         self._keep_drifted = keep_drifted
+        self._meter = LossMeter(run) if losses else None
         self._window = run.config.continual.window
         self._locator = Locator(run)
         languages = run.languages()
@@ -139,6 +152,11 @@ class Watch:
     def _take(self, chunk: Chunk, look: Look) -> None:
         fill = self._run.config.languages[0] if len(self._run.config.languages) == 1 else None
         rows = records.to_rows(chunk.records, role="usage", language=fill, source=chunk.name)
+        usable = rows.rows
+        if self._meter:
+            answers = _answers(chunk.records, set(rows.rejected["row"].to_pylist()))
+            index = usable.schema.get_field_index("response")
+            usable = usable.set_column(index, usable.schema.field(index), answers)
         refused = [
             f"{chunk.name}:{chunk.numbers[told['row']]}: {told['reason']}; set aside"
             for told in rows.rejected.to_pylist()
@@ -149,8 +167,8 @@ class Watch:
         look.messages += [*problems[:5], *([chunk.waiting] if chunk.waiting else [])]
         if len(problems) > 5:
             look.messages.append(f"{chunk.name}: {len(problems) - 5} more records set aside")
-        counts = Counter(rows.rows["language"].to_pylist())
-        located = [self._locate(rows.rows, language) for language in counts]
+        counts = Counter(usable["language"].to_pylist())
+        located = [self._locate(usable, language) for language in counts]
         pending = pa.concat_tables([self._pending(), *(t for t in located if t is not None)])
         look.prompts += counts
         self._state.bookmarks = [asdict(bookmark) for bookmark in chunk.bookmarks]
@@ -166,7 +184,7 @@ class Watch:
         located = self._locator.locate(mine["prompt"].to_pylist(), language, weights)
         table = mine.append_column("cluster", pa.array(located.clusters_N))
         table = table.append_column("distance", pa.array(located.distances_N))
-        if not (self._examples or self._keep_drifted):
+        if not (self._examples or self._keep_drifted or self._meter):
             index = table.schema.get_field_index("prompt")
             table = table.set_column(index, "prompt", pa.nulls(table.num_rows, pa.string()))
         return table.select(PENDING_SCHEMA.names).cast(PENDING_SCHEMA)
@@ -219,6 +237,7 @@ class Watch:
             "last": max(stamps).isoformat() if stamps else None,
             "drifted": report.drifted,
             **asdict(report),
+            **self._loss(language, rows),
         }
         if self._examples:
             for move in told["moves"]:
@@ -231,6 +250,23 @@ class Watch:
             self._run.storage.write_table(self._run.path(told["kept"]), kept)
         _set_gauges(language, report)
         return told
+
+    def _loss(self, language: str, rows: pa.Table) -> dict[str, Any]:
+        """Losses of the window's answers against those of the version's first window with any."""
+        answered = rows.filter(pc.is_valid(rows["response"]))
+        if self._meter is None or not answered.num_rows:
+            return {"worse": False}
+        losses = self._meter.losses(
+            answered["prompt"].to_pylist(), answered["response"].to_pylist(), language
+        )
+        version = self._monitors[language].version.name
+        known = self._state.losses.get(language)
+        if not len(losses) or known is None or known["version"] != version:
+            self._state.losses[language] = {"version": version, "values": losses.tolist()}
+            return {"worse": False}
+        alpha, seed = self._run.config.continual.alpha, self._run.config.run.seed
+        report = compare_losses(known["values"], losses, alpha, seed)
+        return {"worse": report.worse, "loss": asdict(report)}
 
     def _tell(self, path: str, look: Look) -> None:
         for language, count in look.prompts.items():
@@ -271,6 +307,14 @@ class Watch:
         for name in storage.list_files(self._run.path("monitor")):
             if name.startswith("pending-") and name != self._state.pending:
                 storage.filesystem.delete_file(storage.path(self._run.path(f"monitor/{name}")))
+
+
+def _answers(found: list[dict[str, Any]], rejected: set[int]) -> pa.Array:
+    """The response of each record that is a prompt, null where it has none."""
+    known = formats.find_format(records.detect_format(set[str]().union(*found))) if found else None
+    taken = [record for number, record in enumerate(found) if number not in rejected]
+    answers = [(known and known.read(r).response) or r.get("response") for r in taken]
+    return pa.array([a if isinstance(a, str) and a.strip() else None for a in answers], pa.string())
 
 
 def _examples(rows: pa.Table, chosen_N: np.ndarray) -> list[str]:
@@ -329,6 +373,10 @@ def table(look: Look) -> str:
     lines = []
     for told in look.windows or look.standing.values():
         verdict = "drift" if told["drifted"] else "stable"
+        if "loss" in told:
+            loss = told["loss"]
+            verdict += f", loss {loss['mean']:.3f} (threshold {loss['threshold']:.3f})"
+            verdict += " worse" if told["worse"] else ""
         lines.append(
             f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts  "
             f"divergence {told['divergence']:.3f} (threshold {told['threshold']:.3f})  "

@@ -174,22 +174,22 @@ def drift_lines(
     divergence: ArrayLike, threshold: ArrayLike, drifted: Sequence[bool], *, label: str
 ) -> str:
     """Divergence of each window of usage beside its threshold; windows that drifted ringed."""
-    with _style():
-        figure, axes = _axes((WIDTH, 220), 52, 14, 10, 44)
+    with style():
+        figure, axes = axes_of((WIDTH, 220), 52, 14, 10, 44)
         numbers_N = np.arange(1, len(drifted) + 1)
         divergence_N = np.asarray(divergence, dtype=np.float64)
         threshold_N = np.asarray(threshold, dtype=np.float64)
-        before, after = {"color": _LIGHT["before"]}, {"color": _LIGHT["after"]}
+        before, after = {"color": LIGHT["before"]}, {"color": LIGHT["after"]}
         axes.step(numbers_N, threshold_N, where="mid", linestyle="dashed", **before)
         axes.plot(numbers_N, divergence_N, marker="o", markersize=3, linewidth=1.6, **after)
         rings = np.flatnonzero(drifted)
-        ring = {"marker": "o", "s": 70, "facecolors": "none", "edgecolors": _LIGHT["target"]}
+        ring = {"marker": "o", "s": 70, "facecolors": "none", "edgecolors": LIGHT["target"]}
         axes.scatter(numbers_N[rings], divergence_N[rings], linewidths=1.8, **ring)
         axes.set_xlabel("window")
         axes.set_ylabel("divergence (bits)")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def accuracy_intervals(

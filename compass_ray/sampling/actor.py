@@ -45,6 +45,19 @@ class Located:
     own_contaminated: int
 
 
+@dataclass(frozen=True, eq=False)
+class History:
+    """What a language's adapter was trained on already: counted as had, and not picked again.
+
+    Attributes:
+        ids: of the rows.
+        counts_K: rows in each cluster, [K].
+    """
+
+    ids: frozenset[str]
+    counts_K: NDArray[np.int64]
+
+
 class GapSampler:
     """Answers ``subset`` for any language and settings on one clustering."""
 
@@ -61,17 +74,23 @@ class GapSampler:
         self._loading = threading.Lock()
 
     def subset(
-        self, language: str, settings: Sampling, seed: int, training: Training | None = None
+        self,
+        language: str,
+        settings: Sampling,
+        seed: int,
+        training: Training | None = None,
+        history: History | None = None,
     ) -> Located:
         """What ``settings.strategy`` adds to the language's own rows, and where it is stored.
 
-        ``training`` says how rows become tokens, which only a budget in tokens needs.
+        ``training`` says how rows become tokens, which only a budget in tokens needs. With
+        ``history``, rows that are in it count as own rows and are not picked.
         """
         with self._loading:
-            if language not in self._targets:
-                self._targets[language] = self._load_target(language)
-            target = self._with_texts(self._targets[language], settings)
-            pool = self._pool
+            target, pool = self._target(language, history), self._pool
+            target = self._with_texts(target, settings)
+            if history:
+                pool = self._without(history.ids, language)
             if settings.budget_unit == "tokens":
                 if training is None:
                     raise ValueError("a budget in tokens needs the training section")
@@ -114,11 +133,32 @@ class GapSampler:
         )
         return pool, np.concatenate(parts), np.concatenate(offsets)
 
-    def _load_target(self, language: str) -> Target:
+    def _target(self, language: str, history: History | None) -> Target:
+        if history:
+            target = self._load_target(language, history.ids)
+            return replace(target, own_K=target.own_K + history.counts_K)
+        if language not in self._targets:
+            self._targets[language] = self._load_target(language)
+        return self._targets[language]
+
+    def _without(self, ids: frozenset[str], language: str) -> Pool:
+        """The pool with rows left out: as rows of the target's own language, none is picked."""
+        names = self._pool.languages
+        languages = self._pool.languages_N.copy()
+        storage = self._clustered.artifact.storage
+        for number in map(int, np.unique(self._parts)):
+            rows = np.flatnonzero(self._parts == number)
+            part = storage.read_table(self._clustered.parts[number].part.path, ["id"])
+            stored = part["id"].take(self._offsets[rows]).to_pylist()
+            known = np.fromiter((row_id in ids for row_id in stored), bool, len(stored))
+            languages[rows[known]] = names.index(language) if language in names else -1
+        return replace(self._pool, languages_N=languages)
+
+    def _load_target(self, language: str, known: frozenset[str] = frozenset()) -> Target:
         k, dimension = self._centroids.shape
         usage, own = np.zeros(k), np.zeros(k)
         sums = np.zeros((k, dimension))
-        own_ids: set[str] = set()
+        own_ids = set(known)
         for number, part in enumerate(self._clustered.parts):
             if part.part.role == "auxiliary" or language not in part.part.languages:
                 continue

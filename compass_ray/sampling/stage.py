@@ -17,7 +17,7 @@ from compass_ray.claims import claim
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Config
 from compass_ray.records import SCHEMA
-from compass_ray.sampling.actor import Located, gap_sampler
+from compass_ray.sampling.actor import History, Located, gap_sampler
 from compass_ray.sampling.summary import unspent_reason
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ class Sampled:
     reused: frozenset[str]
 
 
-def subset_fingerprint(config: Config, clustered: Clustered, language: str) -> str:
+def subset_fingerprint(
+    config: Config, clustered: Clustered, language: str, history: History | None = None
+) -> str:
+    known = {"history": sorted(history.ids)} if history else {}
     return artifacts.fingerprint(
         stage=STAGE,
         version=VERSION,
@@ -54,6 +57,7 @@ def subset_fingerprint(config: Config, clustered: Clustered, language: str) -> s
         clusters=clustered.artifact.fingerprint,
         items=[part.content for part in clustered.items],
         tokens=_tokens_identity(config),
+        **known,
     )
 
 
@@ -66,10 +70,20 @@ def _tokens_identity(config: Config) -> dict[str, Any] | None:
     return {name: getattr(training, name) for name in names}
 
 
-def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
-    """Build, or find in the cache, the subset of every target language."""
+def sample(
+    config: Config,
+    storage: Storage,
+    clustered: Clustered,
+    histories: Mapping[str, History] | None = None,
+) -> Sampled:
+    """Build, or find in the cache, the subset of every target language.
+
+    With the history of a language, its subset has only rows that are not in there.
+    """
+    past = histories or {}
     keys = {
-        language: subset_fingerprint(config, clustered, language) for language in config.languages
+        language: subset_fingerprint(config, clustered, language, past.get(language))
+        for language in config.languages
     }
     found = _find(storage, keys)
     reused = frozenset(found)
@@ -79,7 +93,7 @@ def sample(config: Config, storage: Storage, clustered: Clustered) -> Sampled:
             found = _find(storage, keys)
             reused = frozenset(found)
             missing = {language: key for language, key in keys.items() if language not in found}
-            found |= _sample_missing(config, clustered, missing)
+            found |= _sample_missing(config, clustered, missing, past)
     return Sampled({language: found[language] for language in config.languages}, reused)
 
 
@@ -89,13 +103,19 @@ def _find(storage: Storage, keys: Mapping[str, str]) -> dict[str, Artifact]:
 
 
 def _sample_missing(
-    config: Config, clustered: Clustered, missing: Mapping[str, str]
+    config: Config,
+    clustered: Clustered,
+    missing: Mapping[str, str],
+    histories: Mapping[str, History],
 ) -> dict[str, Artifact]:
     sampler = gap_sampler(clustered)
     written = {}
     for language, key in missing.items():
-        picked = sampler.subset.remote(language, config.sampling, config.run.seed, config.training)
-        written[language] = _write.remote(config, clustered, language, key, picked)
+        history = histories.get(language)
+        picked = sampler.subset.remote(
+            language, config.sampling, config.run.seed, config.training, history
+        )
+        written[language] = _write.remote(config, clustered, language, key, picked, history)
     made = {}
     for language, reference in written.items():
         artifact = made[language] = ray.get(reference)
@@ -125,10 +145,18 @@ def _warn(language: str, told: Mapping[str, Any]) -> None:
 
 @ray.remote(num_cpus=1)
 def _write(
-    config: Config, clustered: Clustered, language: str, fingerprint: str, located: Located
+    config: Config,
+    clustered: Clustered,
+    language: str,
+    fingerprint: str,
+    located: Located,
+    history: History | None,
 ) -> Artifact:
     draft = artifacts.begin(clustered.artifact.storage, STAGE, fingerprint)
     own = _own_rows(clustered, language)
+    if history:
+        fresh = [row_id not in history.ids for row_id in own["id"].to_pylist()]
+        own = own.filter(pa.array(fresh, pa.bool_()))
     picked = _picked_rows(clustered, located, config.sampling.strategy)
     subset = pa.concat_tables([own, picked])
     gaps = located.selection.gaps

@@ -83,8 +83,8 @@ def test_nothing_to_roll_back(registry: Registry) -> None:
         registry.rollback()
 
 
-def test_ancestry(registry: Registry) -> None:
+def test_the_line_of_a_version_is_what_it_was_updated_from(registry: Registry) -> None:
     a, b = add(registry, "a"), add(registry, "b", parent=1)
     c, d = add(registry, "c", parent=2), add(registry, "d")
-    assert registry.descends_from(c, a) and registry.descends_from(c, b)
-    assert not registry.descends_from(d, a) and not registry.descends_from(a, c)
+    assert registry.line_of(c) == [a, b, c]
+    assert registry.line_of(d) == [d]

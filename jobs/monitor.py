@@ -1,0 +1,69 @@
+"""What ``ray job submit`` runs to watch production: looks at a usage log until it is stopped.
+
+``ray job submit --working-dir . -- python jobs/monitor.py --run outputs/runs/demo --usage logs/``.
+Gauges ``compass_drift_*`` go to Ray's metrics. With ``--auto-update`` a window that drifted is what
+its language's adapter is updated for; the gate decides as it does in ``compass-ray update``. The
+job may be killed and submitted again at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from compass_ray.cli import configure_logging
+from compass_ray.continual.runfolder import RunFolder
+from compass_ray.continual.update import update
+from compass_ray.continual.watch import Look, Watch, looks, shown
+from compass_ray.errors import UserError
+from compass_ray.resources import connect
+
+log = logging.getLogger("compass_ray.jobs.monitor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", required=True, help="A run's folder: outputs/runs/demo")
+    parser.add_argument("--usage", required=True, help="Usage log: file, folder or glob")
+    parser.add_argument("--every", type=float, default=60.0, help="Seconds between looks")
+    parser.add_argument("--auto-update", action="store_true", help="Update what drifted")
+    parser.add_argument("--set", action="append", default=[], help="Override of the update")
+    parser.add_argument("--once", action="store_true", help="Look once and end")
+    arguments = parser.parse_args()
+    configure_logging(verbose=False)
+    connect()
+    run = RunFolder.open(arguments.run)
+    tried: set[tuple[str, int]] = set()
+    watch = Watch(run, keep_drifted=arguments.auto_update)
+    for look in looks(watch, arguments.usage, None if arguments.once else arguments.every):
+        for message in look.messages:
+            log.warning(message)
+        print(shown(look, as_json=False), flush=True)
+        if arguments.auto_update:
+            bring_up_to_date(run, look, arguments.set, tried)
+
+
+def bring_up_to_date(
+    run: RunFolder, look: Look, overrides: list[str], tried: set[tuple[str, int]]
+) -> None:
+    """Update each language whose newest window drifted, for that window, once.
+
+    A job that was killed tries again; what it had done is in the cache.
+    """
+    for language, told in look.standing.items():
+        window_of = language, told["window"]
+        if not told["drifted"] or "kept" not in told or window_of in tried:
+            continue
+        tried.add(window_of)
+        window = run.storage.location(run.path(told["kept"])))
+        for done in update(run, window, [language], overrides=overrides):
+            print(done, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"monitor: {error}", file=sys.stderr)
+        sys.exit(2)
