@@ -56,7 +56,7 @@ def bring_up_to_date(
         if not told["drifted"] or "kept" not in told or window_of in tried:
             continue
         tried.add(window_of)
-        window = run.storage.location(run.path(told["kept"])))
+        window = run.storage.location(run.path(told["kept"]))
         for done in update(run, window, [language], overrides=overrides):
             print(done, flush=True)
 

