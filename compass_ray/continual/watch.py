@@ -86,7 +86,7 @@ class Look:
 
     @property
     def drifted(self) -> bool:
-        return any(told["drifted"] or told["worse"] for told in self.standing.values())
+        return any(told["drifted"] or told.get("worse") for told in self.standing.values())
 
 
 class Watch:
