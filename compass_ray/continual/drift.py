@@ -159,7 +159,8 @@ def detect(
     divergence = js_divergence(before_K, after_K)
     largest = float(_largest_moves(counts[0] + counts[1], counts[1][None])[0])
     cutoff, most = novelty_limit(reference.distances_N, len(window), alpha * NOVELTY_PART)
-    novel = int((window.distances_N > cutoff).sum())
+    # The very prompt that set the cutoff must not exceed it by rounding.
+    novel = int((window.distances_N > cutoff * (1 + 1e-4)).sum())
     return DriftReport(
         rows=len(window),
         divergence=divergence,
