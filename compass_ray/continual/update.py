@@ -139,7 +139,9 @@ def _config(run: RunFolder, usage: str, overrides: Sequence[str]) -> Config:
             "or 2; add --set training.deepspeed.zero_stage=2"
         )
     corpora = config.corpora.model_copy(update={"usage": [Source(path=usage)]})
-    quick = config.evaluation.model_copy(update={"baseline": False})
+    # Long-context items are of no subject that users ask about.
+    tasks = [task for task in config.evaluation.tasks if task != "oneruler"] or ["items"]
+    quick = config.evaluation.model_copy(update={"baseline": False, "tasks": tasks})
     config = config.model_copy(update={"corpora": corpora, "evaluation": quick})
     check_config(config, STAGES.index("evaluate"))
     return config
@@ -296,7 +298,8 @@ def _verdicts(
     own_items = None
     if evaluation:
         corpora = config.corpora.model_copy(update={"evaluation": [Source(path=evaluation)]})
-        other = config.model_copy(update={"corpora": corpora})
+        tasks = config.evaluation.model_copy(update={"tasks": ["items"]})
+        other = config.model_copy(update={"corpora": corpora, "evaluation": tasks})
         own_items = _scored(other, run.storage, read_corpora(other, run.storage), current, adapters)
     locator = Locator(run)
     verdicts = {}
@@ -323,16 +326,20 @@ def _scored(
     updated: Mapping[str, Artifact],
 ) -> dict[str, Answers]:
     """Questions of each language, and whether the current adapter and the update answer them."""
-    both = [
-        {c.language: c.adapter for c in evaluate(config, storage, corpus, adapters).comparisons}
-        for adapters in (current, updated)
-    ]
+    both: list[dict[str, dict[str, list[Any]]]] = []
+    for adapters in (current, updated):
+        told: dict[str, dict[str, list[Any]]] = {}
+        for compared in evaluate(config, storage, corpus, adapters).comparisons:
+            mine = told.setdefault(compared.language, {"question": [], "correct": []})
+            for column, values in mine.items():
+                values += compared.adapter[column].to_pylist()
+        both.append(told)
     return {
         language: (
-            both[0][language]["question"].to_pylist(),
-            *(np.array(told[language]["correct"].to_pylist(), dtype=np.float64) for told in both),
+            answers["question"],
+            *(np.array(told[language]["correct"], dtype=np.float64) for told in both),
         )
-        for language in both[0]
+        for language, answers in both[0].items()
     }
 
 
