@@ -95,7 +95,7 @@ def train_update(
     if method == "full_retrain":
         return train_languages(config, storage, data)
     starts = {language: _start(method, config, parents[language]) for language in subsets}
-    return train_languages(config, storage, data, starts)
+    return train_languages(config, storage, data, starts=starts)
 
 
 def _start(method: Method, config: Config, parent: Parent) -> StartFrom:

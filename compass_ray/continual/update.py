@@ -334,12 +334,14 @@ def _scored(
             for column, values in mine.items():
                 values += compared.adapter[column].to_pylist()
         both.append(told)
+    before, after = both
     return {
         language: (
-            answers["question"],
-            *(np.array(told[language]["correct"], dtype=np.float64) for told in both),
+            told["question"],
+            np.array(told["correct"]),
+            np.array(after[language]["correct"]),
         )
-        for language, answers in both[0].items()
+        for language, told in before.items()
     }
 
 

@@ -97,8 +97,8 @@ def train_languages(
     config: Config,
     storage: Storage,
     subsets: Mapping[str, Artifact],
-    starts: Mapping[str, StartFrom] | None = None,
     board: Any = None,
+    starts: Mapping[str, StartFrom] | None = None,
 ) -> Outcome:
     """Train, or find in the cache, the adapter of every language in ``subsets``.
 
