@@ -21,7 +21,7 @@ from compass_ray.clustering.validity import NOISE
 from compass_ray.errors import UserError
 
 # Leaves of the tree: many clusters of one thing each. The library's default, excess of mass,
-# found 2 on 5,000 rows of the built-in corpus, whatever the smallest cluster.
+# found 2 on 3,000 rows of the built-in corpus, whatever the smallest cluster.
 SELECTION = "leaf"
 # Neighbours that make a place dense. More would call more rows noise.
 MIN_SAMPLES = 5
