@@ -96,7 +96,7 @@ def main() -> None:
         print("".join(f"  {name} {value:.3f}" for name, value in means.items()), flush=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     told = {
-        "command": f"python {Path(sys.argv[0]).name} --seeds {args.seeds}",
+        "command": f"python benchmarks/{Path(sys.argv[0]).name} --seeds {args.seeds}",
         "machine": machine,
         "results": results,
     }
