@@ -1,0 +1,142 @@
+"""A Ray cluster of two nodes with token authentication, as jobs meet it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+def poll(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where jobs are submitted, and the environment a user with the token has."""
+
+    dashboard: str
+    metrics_port: int
+    environment: dict[str, str]
+
+    def ray(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = dict(self.environment)
+        if not token:
+            # Ray makes a token for its user where none is given.
+            environment |= {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}
+        return subprocess.run(
+            [RAY, *arguments],
+            env=environment,
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=400,
+        )
+
+    def submit(
+        self, script: str, config: Path, *options: str, token: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """``ray job submit``; waits for the job's end without ``--no-wait``."""
+        words = ["job", "submit", "--working-dir", ".", *options]
+        return self.ray(*words, "--", sys.executable, script, "--config", str(config), token=token)
+
+    def status(self, job: str) -> str:
+        shown = self.ray("job", "status", job).stdout
+        ended = re.search(r"Job '[^']+' (?:was )?(failed|succeeded|stopped)", shown)
+        found = ended or re.search(r"\b(PENDING|RUNNING)\b", shown)
+        assert found, shown
+        return found[1].upper()
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """Two nodes of two slots each, on ports and in a folder of their own."""
+    port, dashboard, metrics = free_port(), free_port(), free_port()
+    # Unix sockets live in there, and their paths may not be long.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HUB_OFFLINE": "1",
+    }
+    started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+
+    log = Path(folder, "start.log")
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        agent = f"--dashboard-agent-listen-port={free_port()}"
+        command = [RAY, "start", "--block", "--num-cpus=2", "--disable-usage-stats", agent]
+        command += arguments
+        with log.open("ab") as told:
+            return subprocess.Popen(command, env=started, stdout=told, stderr=told, cwd=folder)
+
+    def listening() -> bool:
+        assert nodes[0].poll() is None, log.read_text()
+        return ready.ray("job", "list").returncode == 0
+
+    nodes = [
+        start(
+            "--head",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            f"--metrics-export-port={metrics}",
+            f"--temp-dir={folder}",
+            f"--ray-client-server-port={free_port()}",
+        )
+    ]
+    ready = Head(f"http://127.0.0.1:{dashboard}", metrics, environment)
+    try:
+        poll(listening, "dashboard")
+        nodes.append(start(f"--address=127.0.0.1:{port}"))
+        yield ready
+    finally:
+        for node in nodes:
+            stop_tree(node)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop_tree(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started, by their ids."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in family:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
