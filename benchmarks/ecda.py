@@ -29,13 +29,14 @@ import numpy as np
 
 from compass_ray import run
 from compass_ray.artifacts import Storage
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
 from compass_ray.continual.methods import METHODS
 from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.update import adapter_of, update
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import read_corpora
 from compass_ray.evaluation.stage import evaluate
+from compass_ray.loading import build_config
 
 STREAM = {
     "currencies": ("currency_of_country", "currency_name"),

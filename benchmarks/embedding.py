@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
+from compass_ray.loading import build_config
 
 THREADS = 1
 LONGEST = 512

@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from compass_ray.artifacts import Storage
 from compass_ray.clustering import fit_kmeans
-from compass_ray.config import build_config
 from compass_ray.corpora.stage import read_corpora
 from compass_ray.embedding.local import LocalSpace
 from compass_ray.embedding.space import NeutralSpace
 from compass_ray.embedding.stage import embed
+from compass_ray.loading import build_config
 
 K, TOPICS = 100, (12, 24, 48)
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]

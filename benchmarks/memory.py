@@ -67,7 +67,7 @@ def unique_bytes() -> int:
 def measure(rows: int) -> dict[str, float]:
     """Peak gigabytes over one run of the stages up to the clusters; runs in its own process."""
     from compass_ray import run
-    from compass_ray.config import build_config
+    from compass_ray.loading import build_config
     from compass_ray.resources import connect
 
     with tempfile.TemporaryDirectory() as name:

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from compass_ray.config import build_config
 from compass_ray.corpora.atlas import TRAIN_SUBJECTS
+from compass_ray.loading import build_config
 from compass_ray.pipeline import run
 
 WAYS = {

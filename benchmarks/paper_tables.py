@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from compass_ray.compare import BASE, REFERENCE, Answers, Row, as_json, collect, markdown, tabulate
-from compass_ray.config import STRATEGIES, Config, build_config
+from compass_ray.config import STRATEGIES, Config
+from compass_ray.loading import build_config
 
 STRATEGIES_OF_THE_PAPER = (
     *("target_only", "random", "all", "langsim", "langrank", "dsir", "nearest", "compass"),

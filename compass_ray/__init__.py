@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compass_ray.config import load_config
+from compass_ray.loading import load_config
 
 if TYPE_CHECKING:
     from compass_ray.config import Config

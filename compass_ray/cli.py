@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compass_ray.config import Config, load_config
+from compass_ray.config import Config
 from compass_ray.errors import UserError
+from compass_ray.loading import load_config
 
 if TYPE_CHECKING:
     from compass_ray.pipeline import RunResult, Stage

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from compass_ray.artifacts import Storage
 from compass_ray.clustering.kmeans import Clusters
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
 from compass_ray.continual.drift import Located
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Registry, Version
 from compass_ray.embedding.encoders import BUNDLED, Encoder, check_encoder, load_encoder
 from compass_ray.embedding.local import Space, load_space
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config
 
 # Encoders read 512 tokens or so; the bundled one would read on, for minutes, through a pasted file.
 READ_CHARS = 2000

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, assign_corpus
-from compass_ray.config import Config, Source, override
+from compass_ray.config import Config, Source
 from compass_ray.continual import gate
 from compass_ray.continual.anchors import choose_anchors
 from compass_ray.continual.drift import DriftReport, detect
@@ -37,6 +37,7 @@ from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
 from compass_ray.evaluation.stage import evaluate
+from compass_ray.loading import override
 from compass_ray.pipeline import STAGES, check_config
 from compass_ray.sampling.actor import History
 from compass_ray.sampling.stage import SUBSET, sample

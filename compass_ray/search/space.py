@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from compass_ray import artifacts
-from compass_ray.config import Config, Metric, Range, build_config
+from compass_ray.config import Config, Metric, Range
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ import ray
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, clustering_fingerprint
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
 from compass_ray.corpora import stage as records_stage
 from compass_ray.embedding import stage as embedding_stage
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config
 from compass_ray.plan import Plan, StageWork, format_plan, make_plan
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
@@ -267,6 +269,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "map_parts", _inline)
         monkeypatch.setattr(module, "cluster", lambda: Cluster((Node(2, 0),)))
     monkeypatch.setattr(embedding_stage, "load_encoder", lambda *_: _Encoder())
+    monkeypatch.setattr(embedding_stage, "claim", lambda *_: nullcontext())
 
 
 def _subset(config: Config, storage: Storage, clustered: Clustered, code: str) -> Artifact:

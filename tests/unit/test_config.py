@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compass_ray.config import Config, build_config, load_config
+from compass_ray.config import Config
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config, load_config
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from compass_ray.config import Embedding, build_config
+from compass_ray.config import Embedding
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config
 from compass_ray.resources import Cluster, Node, encoder_actors, parallel_languages, worker_shape
 
 LAPTOP = Cluster((Node(2, 0),))

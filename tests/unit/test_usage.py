@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
+from compass_ray.loading import build_config
 from compass_ray.resources import Cluster, Node
 from compass_ray.usage import device_hours, unit
 

@@ -13,13 +13,14 @@ import pytest
 
 from compass_ray.artifacts import Storage
 from compass_ray.clustering import fit_kmeans
-from compass_ray.config import Embedding, build_config
+from compass_ray.config import Embedding
 from compass_ray.continual.drift import Located
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Registry
 from compass_ray.continual.runfolder import CENTROIDS, SPACE
 from compass_ray.embedding.encoders import load_encoder
 from compass_ray.embedding.space import NeutralSpace
+from compass_ray.loading import build_config
 
 K = 4
 TOPICS = {

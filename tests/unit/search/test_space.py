@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from compass_ray.config import Config, build_config
+from compass_ray.config import Config
 from compass_ray.errors import UserError
+from compass_ray.loading import build_config
 from compass_ray.search.space import (
     check_space,
     combinations,
