@@ -43,10 +43,10 @@ def test_training_goes_on_from_its_checkpoint(make_config: MakeConfig, tmp_path:
     killed = make_config("killed.yaml", languages=["de"], training=TRAINING)
     storage = tmp_path / "storage"
     process = train(killed)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while committed_step(storage) < 20:
         assert process.poll() is None, killed.with_suffix(".log").read_text()
-        assert time.monotonic() < deadline, "no checkpoint within 180 s"
+        assert time.monotonic() < deadline, "no checkpoint within 600 s"
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
