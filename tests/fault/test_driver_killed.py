@@ -53,7 +53,7 @@ def test_training_goes_on_from_its_checkpoint(make_config: MakeConfig, tmp_path:
     reached = committed_step(storage)
 
     again = train(killed)
-    assert again.wait(timeout=300) == 0, killed.with_suffix(".log").read_text()
+    assert again.wait(timeout=600) == 0, killed.with_suffix(".log").read_text()
     manifest = json.loads((storage / "runs/small/manifest.json").read_text())["stages"]
     assert manifest["records"]["computed"] == 0
     assert manifest["embed"]["computed_rows"] == 0
@@ -69,7 +69,7 @@ def test_training_goes_on_from_its_checkpoint(make_config: MakeConfig, tmp_path:
         training=TRAINING,
         run={"storage": str(tmp_path / "other")},
     )
-    assert train(whole).wait(timeout=300) == 0, whole.with_suffix(".log").read_text()
+    assert train(whole).wait(timeout=600) == 0, whole.with_suffix(".log").read_text()
     for table, column in (("subsets", "id"), ("losses", "step")):
         assert read(storage, table, column) == read(tmp_path / "other", table, column)
     assert read(storage, "losses", "loss") == pytest.approx(

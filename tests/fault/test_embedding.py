@@ -59,7 +59,7 @@ def committed(storage: Path) -> set[Path]:
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], config: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, config.with_suffix(".log").read_text()
         assert time.monotonic() < deadline, config.with_suffix(".log").read_text()
@@ -67,7 +67,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], con
 
 
 def finish(process: subprocess.Popen[bytes], config: Path) -> None:
-    assert process.wait(timeout=300) == 0, config.with_suffix(".log").read_text()
+    assert process.wait(timeout=600) == 0, config.with_suffix(".log").read_text()
 
 
 def encoders(driver: int) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ def start(log: Path, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 def kill_when(process: subprocess.Popen[bytes], log: Path, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not reached():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
@@ -41,7 +41,7 @@ def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
     training = {"max_steps": 60, "checkpoint_steps": 10}
     config = make_config(languages=["de"], training=training, continual={"tolerance": 0.99})
     log, storage = tmp_path / "log", tmp_path / "storage"
-    assert start(log, "train", config).wait(timeout=300) == 0, log.read_text()
+    assert start(log, "train", config).wait(timeout=600) == 0, log.read_text()
     folder = storage / "runs/small"
     adapters = folder / "adapters/de"
     before = json.loads((adapters / "current.json").read_text())
@@ -65,7 +65,7 @@ def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
     assert json.loads((adapters / "current.json").read_text()) == before
     assert [path.parent.name for path in adapters.glob("*/version.json")] == ["v0001"]
 
-    assert start(log, *command).wait(timeout=300) == 0, log.read_text()
+    assert start(log, *command).wait(timeout=600) == 0, log.read_text()
     about = json.loads((adapters / "v0002/version.json").read_text())
     current = json.loads((adapters / "current.json").read_text())["version"]
     assert current == ("v0002" if about["promoted"] else "v0001")

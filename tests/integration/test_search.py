@@ -45,7 +45,7 @@ def alive() -> set[tuple[str, str]]:
 
 
 def wait_until_gone(before: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while (left := alive() - before) and time.monotonic() < deadline:
         time.sleep(0.5)
     return left

@@ -29,7 +29,7 @@ def free_port() -> int:
         return port
 
 
-def poll(true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def poll(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
