@@ -215,12 +215,14 @@ def update(
     configure_logging(verbose)
     from compass_ray.continual.runfolder import RunFolder
     from compass_ray.continual.update import update as bring_up_to_date
+    from compass_ray.report.card import write_cards
     from compass_ray.report.page import write_report
 
     wanted = [code.strip() for code in languages.split(",") if code.strip()]
     with contextlib.redirect_stdout(sys.stderr):
         folder = RunFolder.open(run)
         done = bring_up_to_date(folder, usage, wanted, evaluation, overrides or [])
+        write_cards(folder.storage, folder.name)
         write_report(folder.storage, folder.name)
     if as_json:
         print(json.dumps([asdict(told) for told in done], indent=1, ensure_ascii=False))
@@ -241,6 +243,25 @@ def rollback(
 
     was, current = RunFolder.open(run).registry(language).rollback(to)
     print(f"{language}: {was.name} -> {current.name} is current")
+
+
+@app.command()
+def merge(
+    run: RunPath,
+    language: Annotated[str, typer.Option(help="Whose adapter")],
+    to: Annotated[Path, typer.Option(help="Folder of the merged model; not there yet")],
+    version: Annotated[str | None, typer.Option(help="v0001; default: the current one")] = None,
+) -> None:
+    """Merge an adapter into its base model, for servers that load no adapters."""
+    configure_logging(verbose=False)
+    from compass_ray.continual.runfolder import RunFolder
+    from compass_ray.training.merging import merge as merge_into_base
+
+    folder = RunFolder.open(run)
+    with contextlib.redirect_stdout(sys.stderr):
+        chosen = folder.registry(language).named(version) if version else folder.current(language)
+        merged = merge_into_base(folder, chosen, to)
+    print(merged)
 
 
 @app.command()

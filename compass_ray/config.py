@@ -34,10 +34,16 @@ class Section(BaseModel):
         return identity
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     storage: str = Field("outputs", description="Any pyarrow filesystem URI: /path, s3://, gs://")
     seed: int = 0
+    trackers: list[Tracker] = Field(
+        default_factory=list, description="Where loss curves go, besides the report"
+    )
 
 
 class Source(Section):
@@ -217,7 +223,10 @@ class Sampling(Section):
 
 
 class Adapter(Section):
-    type: Literal["lora", "dora"] = "lora"
+    type: Literal["lora", "rslora", "dora", "qlora"] = Field(
+        "lora",
+        description="rslora scales by alpha / sqrt(r); qlora is LoRA on a base held in 4 bits",
+    )
     r: Annotated[int, Field(gt=0)] = 16
     alpha: Annotated[int, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -225,7 +234,21 @@ class Adapter(Section):
 
 
 class DeepSpeed(Section):
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, json_schema_extra=EXECUTION)
+    offload_optimizer: bool = Field(
+        False, description="Keep optimiser states in CPU memory", json_schema_extra=EXECUTION
+    )
+    offload_parameters: bool = Field(
+        False, description="Keep weights in CPU memory (ZeRO-3)", json_schema_extra=EXECUTION
+    )
+
+    @model_validator(mode="after")
+    def _stage_can_offload(self) -> DeepSpeed:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage 3")
+        return self
 
 
 class Training(Section):
@@ -241,7 +264,15 @@ class Training(Section):
         16, description="Sequences a step, over all workers; packed ones when packing"
     )
     micro_batch_size: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="Sequences a worker holds at once; default: its share of the batch"
+        None,
+        description="Sequences a worker holds at once; default: its share of the batch",
+        json_schema_extra=EXECUTION,
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass: a third more work, far less "
+        "memory",
+        json_schema_extra=EXECUTION,
     )
     learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -250,9 +281,35 @@ class Training(Section):
     max_length: Annotated[int, Field(gt=1)] = 1024
     packing: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of a language's rows to hold out; its adapter is then the best of them",
+    )
+    validation_steps: Annotated[int, Field(gt=0)] = Field(
+        50, description="Steps between two looks at the rows held out"
+    )
+    early_stopping: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Stop after so many looks without a lower validation loss"
+    )
     checkpoint_steps: Annotated[int, Field(gt=0)] = Field(200, json_schema_extra=EXECUTION)
-    max_failures: Annotated[int, Field(ge=0)] = Field(3, json_schema_extra=EXECUTION)
-    workers_per_language: Annotated[int, Field(gt=0)] = 1
+    keep_checkpoints: Annotated[int, Field(gt=0)] = Field(2, json_schema_extra=EXECUTION)
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="Restarts of a language after a crash; being preempted does not count",
+        json_schema_extra=EXECUTION,
+    )
+    workers_per_language: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Training:
+        if self.adapter.type == "qlora" and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "adapter.type qlora: weights in 4 bits cannot be partitioned; "
+                "set deepspeed.zero_stage to 0, 1 or 2"
+            )
+        if self.early_stopping and not self.validation_fraction:
+            raise ValueError("early_stopping needs rows to look at: set validation_fraction")
+        return self
 
 
 OneRulerTask = Literal[

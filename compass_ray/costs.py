@@ -40,7 +40,10 @@ CPU_FLOPS_PER_THREAD = 0.08e12
 """Measured: LoRA steps of a 135M model in float32 at 140 to 180 tokens/s on one thread."""
 GPU_UTILISATION = 0.4
 """Share of the peak that training reaches: LoRA on one H100 was measured at 402 of 990 TFLOP/s."""
-DORA_SLOWDOWN = 1.3
+SLOWDOWN = {"dora": 1.3, "qlora": 1.39}
+"""Of a step against LoRA's; QLoRA's as Raschka measured it on Llama-2-7B (2023)."""
+# A weight in 4 bits, and its share of the constants that scale each block of 64, quantised too.
+_QLORA_BYTES = 0.516
 BUNDLED_ROWS_PER_THREAD = 25.0
 """Prompts a second of the bundled encoder: 50 sentences of 12 words on two threads, measured."""
 LAUNCH_SECONDS = 20.0
@@ -231,15 +234,26 @@ def worker_memory(
     width = 2 if bf16 else 4
     split = workers if stage == 3 else 1
     tokens = (micro_batch or micro_batch_size(training)) * longest
-    by_hidden, by_intermediate = _KEPT[training.adapter.type, training.adapter.dropout > 0]
+    by_hidden, by_intermediate = _kept(training)
     kept = by_hidden * size.hidden + by_intermediate * size.intermediate
     activations = size.layers * tokens * kept * width
+    if training.gradient_checkpointing:
+        activations = tokens * (size.layers * size.hidden + kept) * width
     moments_and_master = 12 if bf16 else 8
+    base = size.parameters * width // split
+    if training.adapter.type == "qlora":
+        embeddings = size.vocabulary * size.hidden
+        base = int((size.parameters - embeddings) * _QLORA_BYTES) + embeddings * width
+    if on_gpu and training.deepspeed.offload_parameters:
+        base //= size.layers
+    optimiser = size.adapter_parameters * moments_and_master // (workers if stage >= 1 else 1)
+    if on_gpu and training.deepspeed.offload_optimizer:
+        optimiser = 0
     parts = {
-        "base": size.parameters * width // split,
+        "base": base,
         "adapter": size.adapter_parameters * width // split,
         "gradients": size.adapter_parameters * 4 // (workers if stage >= 2 else 1),
-        "optimiser": size.adapter_parameters * moments_and_master // (workers if stage >= 1 else 1),
+        "optimiser": optimiser,
         "activations": activations,
         "logits": size.vocabulary * tokens * LOGIT_BYTES,
         "allocator": int(activations * _HEAP_SHARE["cuda" if on_gpu else "cpu"]),
@@ -252,21 +266,37 @@ def memory_assumptions(training: Training, *, on_gpu: bool, bf16: bool) -> dict[
     """What each part of ``worker_memory`` is reckoned from, in words."""
     stage, workers = training.deepspeed.zero_stage, training.workers_per_language
     dtype, width = ("bfloat16", 2) if bf16 else ("float32", 4)
-    by_hidden, by_intermediate = _KEPT[training.adapter.type, training.adapter.dropout > 0]
+    by_hidden, by_intermediate = _kept(training)
+    weights = f"parameters x {width} bytes ({dtype}){{}}"
+    if training.adapter.type == "qlora":
+        weights = (
+            f"parameters x {_QLORA_BYTES} bytes (4 bits and scales), embeddings in {dtype}{{}}"
+        )
+    if on_gpu and training.deepspeed.offload_parameters:
+        weights += ", one layer at a time, the rest in CPU memory"
+    offloaded = on_gpu and training.deepspeed.offload_optimizer
+    recomputed = training.gradient_checkpointing
 
     def shared(from_stage: int) -> str:
         split = workers > 1 and stage >= from_stage
         return f", shared by {workers} workers (ZeRO-{stage})" if split else ""
 
     return {
-        "base": f"parameters x {width} bytes ({dtype}){shared(3)}",
+        "base": weights.format(shared(3)),
         "adapter": f"adapter parameters x {width} bytes{shared(3)}",
         "gradients": f"adapter parameters x 4 bytes{shared(2)}",
-        "optimiser": (
+        "optimiser": "in CPU memory"
+        if offloaded
+        else (
             f"adapter parameters x {12 if bf16 else 8} bytes: two moments of Adam"
             f"{' and a float32 copy' if bf16 else ''}{shared(1)}"
         ),
         "activations": (
+            f"tokens x (layers x hidden + {by_hidden} hidden + {by_intermediate} intermediate) x "
+            f"{width} bytes, all but a layer's input computed again"
+        )
+        if recomputed
+        else (
             f"layers x tokens x ({by_hidden} hidden + {by_intermediate} intermediate) x {width} "
             "bytes, nothing recomputed"
         ),
@@ -279,6 +309,11 @@ def memory_assumptions(training: Training, *, on_gpu: bool, bf16: bool) -> dict[
         ),
         "process": "libraries" + (" and CUDA context" if on_gpu else ""),
     }
+
+
+def _kept(training: Training) -> tuple[int, int]:
+    kind = "dora" if training.adapter.type == "dora" else "lora"
+    return _KEPT[kind, training.adapter.dropout > 0]
 
 
 def largest_micro_batch(
@@ -305,12 +340,15 @@ def largest_micro_batch(
 def training_flops(size: ModelSize, training: Training, padded_tokens: int) -> float:
     """4·N·T floating-point operations: 2 forward and 2 for the gradient of the activations.
 
+    With gradient checkpointing 6·N·T, since the forward pass is done twice.
+
     The frozen weights get no gradient, which is the other 2 of the usual 6·N·T; the adapter's own
     share is left out, and every parameter is taken to work on every token. With it and
     ``GPU_UTILISATION``, Llama-3-8B on one H100 comes to 12,300 tokens/s; measured: 12,473.
     """
-    slowdown = DORA_SLOWDOWN if training.adapter.type == "dora" else 1.0
-    return 4.0 * size.parameters * padded_tokens * slowdown
+    slowdown = SLOWDOWN.get(training.adapter.type, 1.0)
+    passes = 6.0 if training.gradient_checkpointing else 4.0
+    return passes * size.parameters * padded_tokens * slowdown
 
 
 def time_assumption(training: Training, gpu: str | None, *, on_gpu: bool) -> str:
@@ -318,11 +356,12 @@ def time_assumption(training: Training, gpu: str | None, *, on_gpu: bool) -> str
     rate = f"{GPU_UTILISATION:.0%} of the bfloat16 peak of {gpu or 'a GPU of unknown kind'}"
     if not on_gpu:
         rate = f"{CPU_FLOPS_PER_THREAD / 1e12:.3g} TFLOP/s a thread"
-    slower = f" x {DORA_SLOWDOWN} for DoRA" if training.adapter.type == "dora" else ""
-    return (
-        f"4 x parameters x tokens (forward, and backward to the activations){slower} at {rate}; "
-        f"{LAUNCH_SECONDS:.0f} s to start a language; training only"
-    )
+    kind = training.adapter.type
+    slower = f" x {SLOWDOWN[kind]} for {kind}" if kind in SLOWDOWN else ""
+    passes = "4 x parameters x tokens (forward, and backward to the activations)"
+    if training.gradient_checkpointing:
+        passes = "6 x parameters x tokens (forward twice, and backward to the activations)"
+    return f"{passes}{slower} at {rate}; {LAUNCH_SECONDS:.0f} s to start a language; training only"
 
 
 def gpu_flops(name: str) -> float:

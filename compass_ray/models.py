@@ -12,8 +12,9 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from compass_ray.config import Adapter
 from compass_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,14 @@ def check_model(name: str, key: str = "training.model") -> None:
     )
 
 
+def check_adapter(adapter: Adapter) -> None:
+    """Raise ``UserError`` if the kind of adapter needs a library that is not installed."""
+    if adapter.type == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "training.adapter.type: qlora needs bitsandbytes; pip install 'compass-ray[qlora]'"
+        )
+
+
 def resolve_model(name: str) -> str:
     """A folder or hub name that ``from_pretrained`` takes; unpacks a bundled model once."""
     check_model(name)
@@ -64,7 +73,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(name: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def load_base(name: str, dtype: torch.dtype | Literal["auto"], **options: Any) -> PreTrainedModel:
     """The causal language model in evaluation mode on the CPU, unless ``options`` say otherwise."""
     from transformers import AutoModelForCausalLM
 

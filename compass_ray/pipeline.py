@@ -27,11 +27,13 @@ from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.metrics import record
-from compass_ray.models import check_model
+from compass_ray.models import check_adapter, check_model
+from compass_ray.report.card import write_cards
 from compass_ray.report.page import write_report
 from compass_ray.resources import cluster, parallel_languages
 from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
 from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
+from compass_ray.training.tracking import check_trackers
 from compass_ray.usage import HELD_BY, device_hours, unit
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,7 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     kept = keepsakes(config, storage, clustered, sampled.subsets)
     register(storage, config.run.name, clustered, trained.adapters, kept)
     book.copy_losses(trained)
+    book.write_cards()
     if last < STAGES.index("evaluate"):
         return book.close()
     evaluated = book.stage(
@@ -92,6 +95,7 @@ def run(config: Config, until: Stage = "report") -> RunResult:
         _evaluate_entry,
     )
     book.write_scores(evaluated)
+    book.write_cards()
     if last < STAGES.index("report"):
         return book.close()
     return book.close(with_report=True)
@@ -113,6 +117,8 @@ def check_config(config: Config, last: int) -> None:
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)
+        check_adapter(config.training.adapter)
+        check_trackers(config)
         parallel_languages(config, cluster())
     if last >= STAGES.index("evaluate"):
         check_tasks(config, Storage.open(config.run.storage))
@@ -247,6 +253,9 @@ class _Book:
             summary = subset.summary
             names = ("own", "picked", "js_before", "js_after")
             self._result.languages[language] |= {name: summary[name] for name in names}
+
+    def write_cards(self) -> None:
+        write_cards(self._storage, self._config.run.name)
 
     def copy_losses(self, trained: Outcome) -> None:
         self._result.failures = trained.failures

@@ -17,7 +17,7 @@ from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
 from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import check_tasks
-from compass_ray.models import check_model
+from compass_ray.models import check_adapter, check_model
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.queueing import Queue, plan_queue
@@ -87,6 +87,7 @@ def make_plan(config: Config) -> Plan:
     storage = Storage.open(config.run.storage)
     check_encoder(config.embedding)
     check_model(config.training.model)
+    check_adapter(config.training.adapter)
     check_tasks(config, storage)
     on, machine = hardware.look()
     parallel = parallel_languages(config, on)
@@ -219,8 +220,8 @@ def _notes(config: Config, previews: Mapping[Role, Preview], training: Training)
         yield _too_large(training)
     if config.training.adapter.type == "dora":
         yield (
-            f"DoRA trains about {costs.DORA_SLOWDOWN} times slower than LoRA, and vLLM does not "
-            "serve it: serve the merged model"
+            f"DoRA trains about {costs.SLOWDOWN['dora']} times slower than LoRA, and vLLM does not "
+            "serve it: compass-ray merge makes a model that it does"
         )
     for role, seen in previews.items():
         if seen.certainty in ("at least", "unknown"):
@@ -251,5 +252,6 @@ def _too_large(training: Training) -> str:
         return f"{told}: set training.micro_batch_size to {memory.largest_micro_batch} or less"
     return (
         f"{told}, with one sequence at a time too: take a smaller model, a shorter "
-        "training.max_length, fewer languages side by side, or ZeRO-3 over more workers"
+        "training.max_length, fewer languages side by side, training.gradient_checkpointing, "
+        "adapter.type qlora, or ZeRO-3 over more workers"
     )

@@ -72,6 +72,14 @@ class Registry:
         """The version of that training, if there is one."""
         return next((v for v in self.versions() if v.about["fingerprint"] == fingerprint), None)
 
+    def named(self, name: str) -> Version:
+        """The version of that name, such as ``v0001``; ``UserError`` if it is not there."""
+        known = {version.name: version for version in self.versions()}
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise UserError(f"{self.language}: no version {name}; there are {there}")
+        return known[name]
+
     def line_of(self, version: Version) -> list[Version]:
         """The version and those it was updated from, oldest first."""
         line = [version]
@@ -110,19 +118,18 @@ class Registry:
         was = self.current()
         if was is None:
             raise UserError(f"{self.language}: this run has no adapter to roll back")
-        known = {version.name: version for version in self.versions()}
         if to is None:
             parent = was.about["parent"]
             if parent is None:
+                known = [version.name for version in self.versions()]
                 raise UserError(
                     f"{self.language}: {was.name} was not made by an update, so there is none to "
                     f"go back to; name one with --to: {', '.join(known)}"
                 )
             to = _name(parent)
-        if to not in known:
-            raise UserError(f"{self.language}: no version {to}; there are {', '.join(known)}")
-        self.make_current(known[to], f"rolled back from {was.name}")
-        return was, known[to]
+        version = self.named(to)
+        self.make_current(version, f"rolled back from {was.name}")
+        return was, version
 
     def _pointer(self) -> dict[str, Any]:
         path = f"{self._folder}/{CURRENT_FILE}"

@@ -29,7 +29,8 @@ from compass_ray.sampling.actor import gap_sampler
 from compass_ray.sampling.stage import sample
 from compass_ray.search.results import Ledger, Trial
 from compass_ray.search.space import Values, trial_key, with_values
-from compass_ray.training.launch import LOSS_FILE, Board, train_languages
+from compass_ray.training.board import make_board
+from compass_ray.training.launch import LOSS_FILE, train_languages
 from compass_ray.usage import training_hours
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SearchTrial(tune.Trainable):
         self._config: Config = settings["config"]
         values: Values = settings["values"]
         contents: list[list[str]] = settings["contents"]
-        self._board = ray.remote(Board).options(num_cpus=0).remote()
+        self._board = make_board()
         self._work = _run_trial.remote(
             self._config, values, contents, self._board, settings["samplers"]
         )

@@ -36,6 +36,7 @@ def add_adapter(base: PreTrainedModel, config: Adapter, base_name: str) -> PeftM
         lora_dropout=config.dropout,
         target_modules=config.target_modules,
         use_dora=config.type == "dora",
+        use_rslora=config.type == "rslora",
     )
     model = get_peft_model(base, peft_config)
     # PEFT writes the folder the base was read from; a name others can resolve travels better.
@@ -52,19 +53,12 @@ def load_adapter(base: PreTrainedModel, folder: Path, base_name: str) -> PeftMod
     return model
 
 
-def gather_adapter(model: PeftModel, zero_stage: int) -> dict[str, Tensor]:
-    """Adapter weights by PEFT's names, float32 on the CPU; whole also under ZeRO-3."""
+def gather_adapter(model: PeftModel) -> dict[str, Tensor]:
+    """Adapter weights by PEFT's names, float32 on the CPU; call it within ``state.whole``."""
     from peft import get_peft_model_state_dict
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if zero_stage < 3:
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: weight.detach().float().cpu().clone() for name, weight in state.items()}
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(trained):
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: weight.detach().float().cpu().clone() for name, weight in state.items()}
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: weight.detach().float().cpu().clone() for name, weight in state.items()}
 
 
 def save_adapter(model: PeftModel, weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -24,10 +25,10 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim
 from compass_ray.config import Config, Training
-from compass_ray.metrics import record
-from compass_ray.progress import Progress
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.stage import SUBSET
+from compass_ray.training.board import Reader, make_board
+from compass_ray.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def train_languages(
     """Train, or find in the cache, the adapter of every language in ``subsets``.
 
     A language in ``starts`` goes on from there; any other begins anew. Losses by step are left on
-    ``board``, an actor of ``Board``, where a caller brings its own.
+    ``board``, where a caller brings one of ``make_board``.
     """
     outcome = Outcome()
     waiting: list[Job] = []
@@ -128,37 +129,42 @@ def train_languages(
             )
         )
     if waiting:
-        board = board or ray.remote(Board).options(num_cpus=0).remote()
-        _run_side_by_side(waiting, parallel_languages(config, cluster()), board, outcome)
+        trackers = Trackers(config, storage, {job.language: job.fingerprint for job in waiting})
+        parallel = parallel_languages(config, cluster())
+        _run_side_by_side(waiting, parallel, board or make_board(), trackers, outcome)
     return outcome
 
 
-def _run_side_by_side(waiting: list[Job], parallel: int, board: Any, outcome: Outcome) -> None:
+def _run_side_by_side(
+    waiting: list[Job], parallel: int, board: Any, trackers: Trackers, outcome: Outcome
+) -> None:
     log.info("train: %d languages, %d side by side", len(waiting), parallel)
     # Longest first, so that no long one is left to run alone at the end.
     waiting.sort(key=lambda job: -job.subset.summary["rows"])
-    progress: dict[str, Progress] = {}
+    reader = Reader(board, trackers)
+    # Train frees what a dead controller held only if it finds this Ray, and by itself it finds none
+    # where there are several on one machine.
+    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    fit = _fit.options(runtime_env={"env_vars": here})
     running: dict[ray.ObjectRef[Artifact], Job] = {}
     while waiting or running:
         while waiting and len(running) < parallel:
             job = waiting.pop(0)
-            running[_fit.remote(job, board)] = job
+            running[fit.remote(job, board)] = job
             log.info(
                 "train %s: %d rows, starting workers", job.language, job.subset.summary["rows"]
             )
         done, _ = ray.wait(list(running), timeout=2)
-        for language, (step, total) in ray.get(board.steps.remote()).items():
-            bar = progress.setdefault(language, Progress(f"train {language}", total, "steps"))
-            bar.at(step["step"], f"loss {step['loss']:.3f}")
-            record("compass_training_loss", step["loss"], language=language)
+        reader.read()
         for ref in done:
             job = running.pop(ref)
             try:
                 outcome.adapters[job.language] = ray.get(ref)
-            except ray.exceptions.RayTaskError as error:
-                cause = ray.get(board.cause.remote(job.language)) or _root_cause(error)
+            except ray.exceptions.RayError as error:
+                cause = reader.failure(job.language) or _root_cause(error)
                 outcome.failures[job.language] = cause
                 log.error("train %s failed: %s", job.language, cause)
+            trackers.close(job.language, failed=job.language in outcome.failures)
 
 
 def _root_cause(error: BaseException) -> str:
@@ -166,33 +172,13 @@ def _root_cause(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-class Board:
-    """Where workers leave word for the driver: how far they are, and why a language gave up."""
-
-    def __init__(self) -> None:
-        self._steps: dict[str, tuple[dict[str, Any], int]] = {}
-        self._losses: dict[str, dict[int, float]] = {}
-        self._causes: dict[str, str] = {}
-
-    def on_step(self, language: str, step: dict[str, Any], total: int) -> None:
-        self._steps[language] = (step, total)
-        self._losses.setdefault(language, {})[step["step"]] = step["loss"]
-
-    def on_failure(self, language: str, cause: str) -> None:
-        self._causes[language] = cause
-
-    def steps(self) -> dict[str, tuple[dict[str, Any], int]]:
-        return self._steps
-
-    def losses(self) -> dict[str, dict[int, float]]:
-        """Training loss of each language by step, those since its workers were last started."""
-        return self._losses
-
-    def cause(self, language: str) -> str | None:
-        return self._causes.get(language)
+def back_off(failures: int) -> float:
+    """Seconds to wait after so many failures: 2, 4, 8 and so on, a minute at most."""
+    return min(60.0, 2.0**failures)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+# Ray's own retries are for a node that is lost with this task on it; an exception is not retried.
+@ray.remote(num_cpus=0, max_retries=3)
 def _fit(job: Job, board: Any) -> Artifact:
     storage = job.subset.storage
     with claim(storage, STAGE, job.fingerprint):
@@ -200,18 +186,47 @@ def _fit(job: Job, board: Any) -> Artifact:
 
 
 def _train(job: Job, board: Any) -> Artifact:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     storage = job.subset.storage
     # Train V2 resumes by (storage_path, name): both are a function of the job's fingerprint.
     runs = f"{artifacts.entry_path(STAGE, job.fingerprint)}/runs"
+    result = _fit_until_done(job, board, storage.location(runs))
+    if result.checkpoint is None:
+        raise RuntimeError("training ended without a checkpoint")
+    with result.checkpoint.as_directory() as folder:
+        artifact = _commit(job, Path(folder))
+    storage.delete_dir(runs)
+    return artifact
+
+
+def _fit_until_done(job: Job, board: Any, runs: str) -> Any:
+    """Start workers, and again from the last checkpoint when they or their controller die."""
+    from ray.train import TrainingFailedError
+
+    failures = 0
+    while True:
+        try:
+            with _own_interrupts():
+                return _trainer(job, board, runs).fit()
+        except (TrainingFailedError, ray.exceptions.RayActorError) as error:
+            failures += 1
+            if failures > job.training.max_failures:
+                raise
+            board.on_restart.remote(job.language, _root_cause(error))
+            time.sleep(back_off(failures))
+
+
+def _trainer(job: Job, board: Any, runs: str) -> Any:
+    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     on_gpu = job.shape.gpus > 0
     threads = str(max(1, int(job.shape.cpus)))
     environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if not on_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
-    trainer = TorchTrainer(
+    # Preemption is Train's to handle, which waits it out and counts it apart; every other failure
+    # comes up here, since Train starts again at once and its controller may be what died.
+    return TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": board},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -222,20 +237,11 @@ def _train(job: Job, board: Any) -> Artifact:
         ),
         run_config=RunConfig(
             name="adapter",
-            storage_path=storage.location(runs),
-            failure_config=FailureConfig(max_failures=job.training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            storage_path=runs,
+            checkpoint_config=CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
         ),
     )
-    with _own_interrupts():
-        result = trainer.fit()
-    if result.checkpoint is None:
-        raise RuntimeError("training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        artifact = _commit(job, Path(folder))
-    storage.delete_dir(runs)
-    return artifact
 
 
 @contextmanager
@@ -280,8 +286,9 @@ class _RayReporter:
     def on_step(self, step: Any, total: int) -> None:
         self._board.on_step.remote(self._language, asdict(step), total)
 
-    def save(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def save(self, folder: Path | None, metrics: Mapping[str, Any]) -> None:
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
+        ray.train.report(dict(metrics), checkpoint=checkpoint)
 
 
 def _worker(loop_config: dict[str, Any]) -> None:

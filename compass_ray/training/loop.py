@@ -11,27 +11,28 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from compass_ray.config import Training
-from compass_ray.models import load_base, load_tokenizer
-from compass_ray.training.adapters import (
-    add_adapter,
-    gather_adapter,
-    load_adapter,
-    save_adapter,
-)
+from compass_ray.models import load_tokenizer
+from compass_ray.training.adapters import gather_adapter, save_adapter
 from compass_ray.training.anchoring import Start
-from compass_ray.training.data import Plan, collate, tokenise
+from compass_ray.training.data import IGNORED, Example, Plan, Tokenised, collate, tokenise
+from compass_ray.training.engine import build_engine
 from compass_ray.training.keeper import Keeper
 from compass_ray.training.losses import forward_loss
+from compass_ray.training.state import gather_state, restore_state, whole
+from compass_ray.training.validation import exhausted, hold_out, is_best, validation_loss
 
 PROGRESS_FILE = "progress.json"
+STATE_FILE = "state.safetensors"
+BEST_FILE = "best.safetensors"
 ADAPTER_FOLDER = "adapter"
 
 
@@ -41,7 +42,17 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step; ``loss`` is the mean over target tokens, in nats, of all workers."""
+    """One optimiser step.
+
+    Attributes:
+        step: counted from 1.
+        loss: mean over the target tokens of all workers, in nats.
+        learning_rate: of this step.
+        tokens: trained on, prompts included, padding not.
+        targets: of them, those predicted.
+        seconds: without validation and checkpoints.
+        validation_loss: after this step, where it was looked at.
+    """
 
     step: int
     loss: float
@@ -49,6 +60,7 @@ class Step:
     tokens: int
     targets: int
     seconds: float
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,10 @@ class Summary:
         truncated: rows cut at ``training.max_length``.
         without_response: rows left out since nothing of their response was within it.
         resumed_after: the step after which each attempt but the first went on.
+        validation_rows: documents held out.
+        validation_loss: of the adapter that is kept; None if nothing was held out.
+        best_step: the step after which it was as it is.
+        stopped_early: whether steps were left when validation had stopped improving.
     """
 
     steps: int
@@ -72,6 +88,10 @@ class Summary:
     truncated: int
     without_response: int
     resumed_after: list[int]
+    validation_rows: int
+    validation_loss: float | None
+    best_step: int
+    stopped_early: bool
 
 
 class Reporter(Protocol):
@@ -83,8 +103,29 @@ class Reporter(Protocol):
     def on_step(self, step: Step, total: int) -> None:
         """Called after every step on rank 0."""
 
-    def save(self, folder: Path, metrics: Mapping[str, Any]) -> None:
-        """Keep a checkpoint; called by every rank with the files of that rank."""
+    def save(self, folder: Path | None, metrics: Mapping[str, Any]) -> None:
+        """Keep a checkpoint; every rank calls, and rank 0 alone has the files."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the engine's state, all that a resumed run needs.
+
+    Attributes:
+        history: every step.
+        resumed_after: see ``Summary``.
+        best: the adapter of the lowest validation loss so far; None if nothing is held out.
+    """
+
+    history: list[Step] = field(default_factory=list)
+    resumed_after: list[int] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+    def validations(self) -> list[Step]:
+        return [step for step in self.history if step.validation_loss is not None]
+
+    def validation_losses(self) -> list[float]:
+        return [s.validation_loss for s in self.history if s.validation_loss is not None]
 
 
 def train(
@@ -94,22 +135,23 @@ def train(
     seed: int,
     reporter: Reporter,
     start: Start | None = None,
-) -> None:
+) -> Any:
     """Train one adapter to the end; the last checkpoint holds it in ``adapter/``.
+
+    Returns the DeepSpeed engine, as it was after the last step.
 
     With ``start`` training goes on from that adapter, held near it as ``Start`` says. The process
     group exists already. Every source of randomness is a function of seed and step,
     so a resumed run takes the steps an uninterrupted one would have taken.
     """
-    import deepspeed
-
-    rank, world = dist.get_rank(), dist.get_world_size()
     tokenizer = load_tokenizer(config.model)
+    pad = int(tokenizer.pad_token_id or 0)
     data = tokenise(prompts, responses, tokenizer, config.max_length, config.system_prompt)
     if not data.examples:
         raise TrainingError("no row has a response within training.max_length")
+    examples, held_out = hold_out(data.examples, config.validation_fraction, seed)
     plan = Plan.build(
-        data.examples,
+        examples,
         batch_size=config.batch_size,
         max_length=config.max_length,
         packing=config.packing,
@@ -117,75 +159,73 @@ def train(
         epochs=config.epochs,
         max_steps=config.max_steps,
     )
-    dtype = _dtype(config)
     torch.manual_seed(seed)
-    base = load_base(config.model, dtype)
-    if start:
-        model = load_adapter(base, start.adapter, config.model)
-    else:
-        model = add_adapter(base, config.adapter, config.model)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(config, world, dtype),
-    )
+    engine = build_engine(config, start)
     keeper = Keeper.build(engine, tokenizer, config, plan, start)
-    history, resumed_after = _resume(engine, reporter.resume_from())
+    progress = _resume(engine, reporter.resume_from(), pad)
+    done = len(progress.history)
+    for number, batch in enumerate(plan.batches(start=done), start=done):
+        if exhausted(progress.validation_losses(), config.early_stopping):
+            break
+        step = _step(engine, plan, config, keeper, seed, number, batch, pad)
+        if held_out and (step.step % config.validation_steps == 0 or step.step == plan.total_steps):
+            loss = validation_loss(
+                engine, held_out, max_length=config.max_length, packing=config.packing, pad=pad
+            )
+            step = replace(step, validation_loss=loss)
+        progress.history.append(step)
+        if step.validation_loss is not None and is_best(progress.validation_losses()):
+            with whole(engine):
+                progress.best = gather_adapter(engine.module)
+        if dist.get_rank() == 0:
+            reporter.on_step(step, plan.total_steps)
+        if step.step % config.checkpoint_steps == 0 and step.step < plan.total_steps:
+            _checkpoint(engine, progress, reporter)
+    _finish(engine, progress, plan, data, len(held_out), keeper, reporter)
+    return engine
+
+
+def _step(
+    engine: Any,
+    plan: Plan,
+    config: Training,
+    keeper: Keeper | None,
+    seed: int,
+    number: int,
+    batch: Sequence[tuple[int, ...]],
+    pad: int,
+) -> Step:
+    """Optimiser step ``number``, counted from 0, on this worker's share of the batch."""
+    started = time.monotonic()
+    rank, world = dist.get_rank(), dist.get_world_size()
     micro_batch = engine.train_micro_batch_size_per_gpu()
     accumulation = engine.gradient_accumulation_steps()
-    for number, batch in enumerate(plan.batches(start=len(history)), start=len(history)):
-        started = time.monotonic()
-        rate = learning_rate(number, plan.total_steps, config)
-        for group in engine.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(seed * 1_000_003 + number * 1_009 + rank)
-        targets, tokens = plan.targets(batch), plan.tokens(batch)
+    rate = learning_rate(number, plan.total_steps, config)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    torch.manual_seed(seed * 1_000_003 + number * 1_009 + rank)
+    targets, tokens = plan.targets(batch), plan.tokens(batch)
+    if keeper:
+        tokens += keeper.begin_step(number)
+    total = torch.zeros((), device=engine.device)
+    engine.train()
+    for index in range(accumulation):
+        first = (index * world + rank) * micro_batch
+        part = collate(plan.examples, batch[first : first + micro_batch], pad)
+        loss = forward_loss(engine, part)
+        # DeepSpeed averages over workers and micro-batches; this makes it the mean over
+        # the target tokens of the whole batch, however they are spread.
+        objective = loss * (world * accumulation / targets)
         if keeper:
-            tokens += keeper.begin_step(number)
-        total = torch.zeros((), device=engine.device)
-        engine.train()
-        for index in range(accumulation):
-            first = (index * world + rank) * micro_batch
-            part = collate(plan.examples, batch[first : first + micro_batch], _pad(tokenizer))
-            loss = forward_loss(engine, part)
-            # DeepSpeed averages over workers and micro-batches; this makes it the mean over
-            # the target tokens of the whole batch, however they are spread.
-            objective = loss * (world * accumulation / targets)
-            if keeper:
-                objective = objective + keeper.term(index)
-            engine.backward(objective)
-            engine.step()
-            total += loss.detach()
-        dist.all_reduce(total)
-        mean = total.item() / targets
-        if not math.isfinite(mean):
-            raise TrainingError(f"loss is {mean} at step {number + 1}")
-        seconds = time.monotonic() - started
-        history.append(Step(number + 1, mean, rate, tokens, targets, seconds))
-        if rank == 0:
-            reporter.on_step(history[-1], plan.total_steps)
-        if (number + 1) % config.checkpoint_steps == 0 and number + 1 < plan.total_steps:
-            with tempfile.TemporaryDirectory() as name:
-                _save_state(engine, Path(name), history, resumed_after, None)
-                reporter.save(Path(name), asdict(history[-1]))
-    weights = gather_adapter(engine.module, config.deepspeed.zero_stage)
-    summary = Summary(
-        steps=len(history),
-        rows=len(data.examples),
-        tokens=sum(step.tokens for step in history),
-        seconds=sum(step.seconds for step in history),
-        truncated=data.truncated,
-        without_response=data.without_response,
-        resumed_after=resumed_after,
-    )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if rank == 0:
-            save_adapter(engine.module, weights, folder / ADAPTER_FOLDER)
-            if keeper:
-                keeper.save(folder / ADAPTER_FOLDER)
-        _save_state(engine, folder, history, resumed_after, summary)
-        reporter.save(folder, asdict(history[-1]))
+            objective = objective + keeper.term(index)
+        engine.backward(objective)
+        engine.step()
+        total += loss.detach()
+    dist.all_reduce(total)
+    mean = total.item() / targets
+    if not math.isfinite(mean):
+        raise TrainingError(f"loss is {mean} at step {number + 1}")
+    return Step(number + 1, mean, rate, tokens, targets, time.monotonic() - started)
 
 
 def learning_rate(step: int, total: int, config: Training) -> float:
@@ -197,58 +237,87 @@ def learning_rate(step: int, total: int, config: Training) -> float:
     return config.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
-def deepspeed_config(config: Training, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    micro_batch = config.micro_batch_size or max(1, config.batch_size // world)
-    return {
-        "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": dtype is torch.bfloat16},
-        "zero_optimization": {"stage": config.deepspeed.zero_stage},
-        "optimizer": {
-            "type": "AdamW",
-            # The fused kernel is compiled on first use; an adapter has too few weights to gain.
-            "params": {
-                "lr": config.learning_rate,
-                "weight_decay": config.weight_decay,
-                "torch_adam": True,
-            },
-        },
-        "steps_per_print": 2**31,
-    }
+def _checkpoint(engine: Any, progress: Progress, reporter: Reporter) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        _write_state(engine, progress, None, Path(name))
+        reporter.save(_on_first_rank(Path(name)), asdict(progress.history[-1]))
 
 
-def _dtype(config: Training) -> torch.dtype:
-    if config.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
-
-
-def _pad(tokenizer: Any) -> int:
-    return int(tokenizer.pad_token_id or 0)
-
-
-def _save_state(
+def _finish(
     engine: Any,
-    folder: Path,
-    history: Sequence[Step],
-    resumed_after: Sequence[int],
-    summary: Summary | None,
+    progress: Progress,
+    plan: Plan,
+    data: Tokenised,
+    held_out: int,
+    keeper: Keeper | None,
+    reporter: Reporter,
 ) -> None:
-    engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
-    if dist.get_rank() == 0:
-        progress = {
-            "history": [asdict(step) for step in history],
-            "resumed_after": list(resumed_after),
-            "summary": asdict(summary) if summary else None,
-        }
-        Path(folder, PROGRESS_FILE).write_text(json.dumps(progress))
+    history = progress.history
+    best = min(progress.validations(), key=lambda s: s.validation_loss or 0.0, default=history[-1])
+    summary = Summary(
+        steps=len(history),
+        rows=len(plan.examples),
+        tokens=sum(step.tokens for step in history),
+        seconds=sum(step.seconds for step in history),
+        truncated=data.truncated,
+        without_response=data.without_response,
+        resumed_after=progress.resumed_after,
+        validation_rows=held_out,
+        validation_loss=best.validation_loss,
+        best_step=best.step,
+        stopped_early=len(history) < plan.total_steps,
+    )
+    with whole(engine):
+        last = gather_adapter(engine.module)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_state(engine, progress, summary, folder)
+        if dist.get_rank() == 0:
+            save_adapter(engine.module, progress.best or last, folder / ADAPTER_FOLDER)
+            if keeper:
+                keeper.save(folder / ADAPTER_FOLDER)
+        reporter.save(_on_first_rank(folder), asdict(history[-1]))
 
 
-def _resume(engine: Any, checkpoint: Path | None) -> tuple[list[Step], list[int]]:
+def _on_first_rank(folder: Path) -> Path | None:
+    return folder if dist.get_rank() == 0 else None
+
+
+def _write_state(engine: Any, progress: Progress, summary: Summary | None, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = gather_state(engine)
+    if dist.get_rank():
+        return
+    save_file(state, str(folder / STATE_FILE))
+    if progress.best:
+        save_file(progress.best, str(folder / BEST_FILE))
+    told = {
+        "history": [asdict(step) for step in progress.history],
+        "resumed_after": progress.resumed_after,
+        "summary": asdict(summary) if summary else None,
+    }
+    (folder / PROGRESS_FILE).write_text(json.dumps(told))
+
+
+def _resume(engine: Any, checkpoint: Path | None, pad: int) -> Progress:
     if checkpoint is None:
-        return [], []
-    engine.load_checkpoint(str(checkpoint), tag="state", load_module_strict=False)
-    progress = json.loads(Path(checkpoint, PROGRESS_FILE).read_text())
-    history = [Step(**step) for step in progress["history"]]
-    return history, [*progress["resumed_after"], len(history)]
+        return Progress()
+    from safetensors.torch import load_file
+
+    told = json.loads((checkpoint / PROGRESS_FILE).read_text())
+    history = [Step(**step) for step in told["history"]]
+
+    def idle_step() -> None:
+        part = collate([Example((pad, pad), (IGNORED, pad))], [(0,)], pad)
+        for _ in range(engine.gradient_accumulation_steps()):
+            engine.backward(forward_loss(engine, part) * 0)
+            engine.step()
+
+    restore_state(engine, load_file(str(checkpoint / STATE_FILE)), len(history), idle_step)
+    best = checkpoint / BEST_FILE
+    return Progress(
+        history,
+        [*told["resumed_after"], len(history)],
+        load_file(str(best)) if best.is_file() else None,
+    )

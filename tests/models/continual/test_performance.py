@@ -36,7 +36,7 @@ def run(make_run: Callable[..., Path], tiny_model: Path) -> RunFolder:
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.05)
-    save_adapter(model, gather_adapter(model, 0), folder / "adapters/de/v0001")
+    save_adapter(model, gather_adapter(model), folder / "adapters/de/v0001")
     return RunFolder.open(str(folder))
 
 

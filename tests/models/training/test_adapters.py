@@ -35,7 +35,7 @@ def test_a_saved_adapter_loads_with_peft_and_gives_the_same_logits(
     tiny_model: Path, tmp_path: Path, kind: str
 ) -> None:
     model = trained(tiny_model, kind)
-    save_adapter(model, gather_adapter(model, zero_stage=0), tmp_path)
+    save_adapter(model, gather_adapter(model), tmp_path)
     again = PeftModel.from_pretrained(load_base(str(tiny_model), torch.float32), str(tmp_path))
     ids = torch.arange(20)[None]
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_saved_adapter_loads_with_peft_and_gives_the_same_logits(
 def test_an_untrained_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     model = add_adapter(load_base(str(tiny_model), torch.float32), Adapter(r=4), "b")
     with pytest.raises(AdapterError, match="every lora_B is zero"):
-        save_adapter(model, gather_adapter(model, zero_stage=0), tmp_path)
+        save_adapter(model, gather_adapter(model), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_damaged_file_is_refused(
     tiny_model: Path, tmp_path: Path, damage: object, cause: str
 ) -> None:
     model = trained(tiny_model, "lora")
-    weights = gather_adapter(model, zero_stage=0)
+    weights = gather_adapter(model)
     save_adapter(model, weights, tmp_path)
     file = tmp_path / WEIGHTS_FILE
     save_file(damage(load_file(str(file))), str(file))  # type: ignore[operator]

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,8 @@ class Kept:
     def on_step(self, step: Step, total: int) -> None:
         self.steps.append(step)
 
-    def save(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+    def save(self, folder: Path | None, metrics: Mapping[str, Any]) -> None:
+        assert folder
         for file in (folder / ADAPTER_FOLDER).iterdir():
             self.folder.mkdir(exist_ok=True)
             (self.folder / file.name).write_bytes(file.read_bytes())
@@ -86,20 +86,6 @@ class Kept:
 
     def weights(self) -> dict[str, torch.Tensor]:
         return load_file(str(self.folder / WEIGHTS_FILE))
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[None]:
-    """A process group of one, as a worker has it."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29581", "LOCAL_RANK": "0"}
-    os.environ.update({**address, "RANK": "0", "WORLD_SIZE": "1"})
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

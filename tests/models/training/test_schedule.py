@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compass_ray.config import Training
-from compass_ray.training.loop import deepspeed_config, learning_rate
+from compass_ray.training.engine import deepspeed_config
+from compass_ray.training.loop import learning_rate
 
 
 def test_the_rate_warms_up_peaks_and_falls_to_a_tenth() -> None:

@@ -1,0 +1,84 @@
+"""A base model, an adapter on it, and DeepSpeed around both, as the configuration asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from compass_ray.config import Training
+from compass_ray.models import load_base
+from compass_ray.training.adapters import add_adapter, load_adapter
+from compass_ray.training.anchoring import Start
+
+
+def build_engine(config: Training, start: Start | None = None) -> Any:
+    """A DeepSpeed engine whose adapter is fresh, or the one that training goes on from."""
+    import deepspeed
+
+    dtype = precision(config)
+    base = load_base(config.model, dtype, **_quantisation(config, dtype))
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        # Nothing below the first adapter needs a gradient, and without one nothing is recomputed.
+        base.enable_input_require_grads()
+    if start:
+        model = load_adapter(base, start.adapter, config.model)
+    else:
+        model = add_adapter(base, config.adapter, config.model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=deepspeed_config(config, dist.get_world_size(), dtype),
+    )
+    return engine
+
+
+def precision(config: Training) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def deepspeed_config(config: Training, world: int, dtype: torch.dtype) -> dict[str, Any]:
+    micro_batch = config.micro_batch_size or max(1, config.batch_size // world)
+    zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
+    if config.deepspeed.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.deepspeed.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_batch_size": config.batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "zero_optimization": zero,
+        "optimizer": {
+            "type": "AdamW",
+            # The fused kernel is compiled on first use; an adapter has too few weights to gain.
+            "params": {
+                "lr": config.learning_rate,
+                "weight_decay": config.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+def _quantisation(config: Training, dtype: torch.dtype) -> dict[str, Any]:
+    """QLoRA (Dettmers et al., 2023): the frozen weights as 4-bit normal floats."""
+    if config.adapter.type != "qlora":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": quantisation, "device_map": {"": device}}

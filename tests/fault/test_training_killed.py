@@ -1,0 +1,148 @@
+"""Workers, the Train controller and a whole node are killed; training ends well without help."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.ray
+
+MakeConfig = Callable[..., Path]
+STEPS, INTERVAL = 150, 10
+TRAINING = {
+    "max_steps": STEPS,
+    "epochs": 1,
+    "checkpoint_steps": INTERVAL,
+    "learning_rate": 0.003,
+    "workers_per_language": 2,
+    "max_failures": 2,
+}
+COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()", "train"]
+PATIENCE_S = 600
+
+
+def committed_step(storage: Path) -> int:
+    """The step of the newest checkpoint that Ray Train has committed, 0 if none."""
+    newest = 0
+    for snapshot in storage.glob("cache/train/*/runs/adapter/checkpoint_manager_snapshot.json"):
+        try:
+            results = json.loads(snapshot.read_text())["checkpoint_results"]
+        except (ValueError, KeyError):
+            continue
+        newest = max([newest, *(result["metrics"]["step"] for result in results)])
+    return newest
+
+
+def wait_until(reached: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := reached()):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s"
+        time.sleep(0.2)
+    return found
+
+
+def children(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+    """Ray processes of that name that belong to the Ray the process started."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def told(storage: Path) -> dict[str, Any]:
+    manifest = json.loads((storage / "runs/small/manifest.json").read_text())
+    return manifest["stages"]["train"]["languages"]["de"]
+
+
+def test_a_killed_worker_and_a_killed_controller_cost_a_checkpoint_interval(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = make_config(languages=["de"], training=TRAINING)
+    storage, log = tmp_path / "storage", tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
+    reached = []
+    for victim in ("RayTrainWorker", "TrainController"):
+        goal = committed_step(storage) + INTERVAL
+        wait_until(lambda goal=goal: committed_step(storage) >= goal, process, log)
+        reached.append(committed_step(storage))
+        os.kill(children(process, victim)[0].pid, signal.SIGKILL)
+    assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
+    summary = told(storage)
+    assert summary["steps"] == STEPS
+    resumed = summary["resumed_after"]
+    assert len(resumed) == 2
+    for before, after in zip(reached, resumed, strict=True):
+        assert 0 < after < STEPS and after >= before - INTERVAL
+    assert "starting again" in log.read_text()
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of its own, with a dashboard, that a command reaches by ``RAY_ADDRESS``."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 2, "include_dashboard": True}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_lost_node_moves_its_workers_to_another(
+    make_config: MakeConfig, tmp_path: Path, two_nodes: Any
+) -> None:
+    doomed = two_nodes.add_node(num_cpus=2, resources={"doomed": 1})
+    two_nodes.wait_for_nodes()
+    path = make_config(
+        languages=["de"],
+        training={**TRAINING, "workers_per_language": 1},
+        resources={"threads_per_worker": 2},
+    )
+    storage, log = tmp_path / "storage", tmp_path / "log"
+    prepare = [*COMMAND[:-1], "sample", str(path)]
+    assert subprocess.run(prepare, capture_output=True).returncode == 0
+    # What holds the head's cores until training has begun sends its worker to the other node.
+    holder = tmp_path / "holder.py"
+    holder.write_text(
+        "import os, ray, time\n"
+        "ray.init()\n"
+        "head = next(n for n in ray.nodes() if 'doomed' not in n['Resources'])['NodeID']\n"
+        "S = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy\n"
+        "@ray.remote(num_cpus=2, scheduling_strategy=S(head, soft=False))\n"
+        "def hold():\n"
+        "    open(os.environ['HELD'], 'w').close()\n"
+        "    time.sleep(3600)\n"
+        "ray.get(hold.remote())\n"
+    )
+    held = tmp_path / "held"
+    environment = {**os.environ, "HELD": str(held)}
+    holding = subprocess.Popen([sys.executable, str(holder)], env=environment)
+    with log.open("wb") as file:
+        wait_until(held.exists, holding, log)
+        process = subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
+    wait_until(lambda: committed_step(storage) >= INTERVAL, process, log)
+    holding.terminate()
+    holding.wait()
+    reached = committed_step(storage)
+    two_nodes.remove_node(doomed, allow_graceful=False)
+    assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
+    summary = told(storage)
+    assert summary["steps"] == STEPS
+    (resumed,) = summary["resumed_after"]
+    assert reached - INTERVAL <= resumed < STEPS
