@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import shutil
 import tempfile
@@ -26,6 +27,11 @@ import pyarrow.parquet as pq
 from compass_ray.errors import UserError
 
 COMMIT_FILE = "_COMMITTED"
+
+
+def shown(uri: str) -> str:
+    """A URI as it may be shown and stored: without the credentials it may carry."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def fingerprint(**inputs: Any) -> str:
@@ -54,9 +60,23 @@ class Storage:
             filesystem, root = pafs.FileSystem.from_uri(self.uri)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
-                f"run.storage {self.uri!r} is no pyarrow filesystem URI: {error}"
+                shown(f"run.storage {self.uri!r} is no pyarrow filesystem URI: {error}")
             ) from None
         return filesystem, root
+
+    def make(self) -> None:
+        """Make the root folder if it is not there.
+
+        Raises:
+            UserError: it cannot be made; an object store has no such bucket, or does not answer.
+        """
+        filesystem, root = self._resolved()
+        try:
+            filesystem.create_dir(root, recursive=True)
+        except OSError as error:
+            raise UserError(
+                shown(f"run.storage {self.uri!r} cannot be written to: {error}")
+            ) from None
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -73,7 +93,7 @@ class Storage:
     def location(self, *parts: str) -> str:
         """The path or URI a person or another library can open."""
         base, mark, options = self.uri.partition("?")
-        return "/".join((base, *parts)) + mark + options
+        return "/".join((base.rstrip("/"), *parts)) + mark + options
 
     def exists(self, path: str) -> bool:
         info = self.filesystem.get_file_info(self.path(path))
@@ -86,8 +106,10 @@ class Storage:
     def write_bytes(self, path: str, data: bytes) -> None:
         """Replace a file in one step: object stores do so themselves, local files by rename."""
         filesystem, target = self.filesystem, self.path(path)
-        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        staged = f"{target}.{secrets.token_hex(4)}" if self.is_local else target
+        staged = target
+        if self.is_local:  # object stores have no folders, and a request for each would be spent
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            staged = f"{target}.{secrets.token_hex(4)}"
         with filesystem.open_output_stream(staged) as stream:
             stream.write(data)
         if staged != target:

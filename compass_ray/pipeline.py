@@ -114,6 +114,7 @@ def write_only_report(config: Config) -> str:
 
 def check_config(config: Config, last: int) -> None:
     """Raise ``UserError`` for what the stages up to ``last`` need and is not there."""
+    Storage.open(config.run.storage).make()
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)

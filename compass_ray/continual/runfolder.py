@@ -44,12 +44,13 @@ class RunFolder:
     @classmethod
     def open(cls, path: str) -> RunFolder:
         """Raises ``UserError`` if no finished run is there."""
-        folder = path.rstrip("/")
-        if "://" not in folder:
+        # The options of a URI, such as the region of a bucket, stand after the folder.
+        folder, mark, options = path.partition("?") if "://" in path else (path, "", "")
+        if "://" not in path:
             folder = str(Path(folder).expanduser().resolve())
-        parent, _, name = folder.rpartition("/")
+        parent, _, name = folder.rstrip("/").rpartition("/")
         root, _, runs = parent.rpartition("/")
-        storage = Storage.open(root) if root else None
+        storage = Storage.open(root + mark + options) if root else None
         if storage is None or runs != "runs" or not storage.exists(f"runs/{name}/manifest.json"):
             raise UserError(
                 f"{path}: no run; expected the folder of one, such as outputs/runs/demo"

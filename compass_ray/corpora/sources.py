@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from compass_ray import languages, records
+from compass_ray.artifacts import shown
 from compass_ray.errors import UserError
 from compass_ray.formats import find_format, rename
 from compass_ray.records import Normalised, Role
@@ -87,7 +88,7 @@ class FileRef:
     @property
     def name(self) -> str:
         """The uri as it may be shown and stored: without the credentials it may carry."""
-        return _shown(self.uri)
+        return shown(self.uri)
 
 
 def list_files(source: Source) -> list[FileRef]:
@@ -106,14 +107,14 @@ def list_files(source: Source) -> list[FileRef]:
         return [_hub_ref(source)]
     if source.split or source.subset:
         raise UserError(
-            f"{_shown(source.path)}: split and subset are of hub datasets (hf:owner/name); "
+            f"{shown(source.path)}: split and subset are of hub datasets (hf:owner/name); "
             "choose files by their path"
         )
     place = _Place.of(source.path)
     try:
         found = list(place.files())
     except OSError as error:
-        raise UserError(f"{_shown(source.path)}: cannot be listed ({_line(error)})") from error
+        raise UserError(f"{shown(source.path)}: cannot be listed ({_line(error)})") from error
     refs = [
         FileRef(place.uri(info.path), kind[0], info.size or 0, info.mtime_ns or 0)
         for info in found
@@ -123,8 +124,8 @@ def list_files(source: Source) -> list[FileRef]:
         return sorted(refs)
     extensions = ", ".join(_EXTENSIONS)
     if found:
-        raise UserError(f"{_shown(source.path)}: no file of a known kind; expected {extensions}")
-    raise UserError(f"{_shown(source.path)}: no such file or folder, and no file matches it")
+        raise UserError(f"{shown(source.path)}: no file of a known kind; expected {extensions}")
+    raise UserError(f"{shown(source.path)}: no such file or folder, and no file matches it")
 
 
 def read_batches(ref: FileRef, batch_rows: int = _BATCH_ROWS) -> Iterator[tuple[int, list[Record]]]:
@@ -229,7 +230,7 @@ class _Place:
             filesystem, root = pafs.FileSystem.from_uri(f"{match['root']}/{query}")
         except (pa.ArrowException, OSError, ImportError) as error:
             raise UserError(
-                f"{_shown(path)}: no storage that can be read ({_line(error)})"
+                f"{shown(path)}: no storage that can be read ({_line(error)})"
             ) from error
         root = root.rstrip("/")
         prefix = match["root"].removesuffix(root)
@@ -270,10 +271,6 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     if patterns[0] == "**":
         return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
-def _shown(uri: str) -> str:
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def _kind(path: str) -> tuple[str, str | None] | None:
@@ -408,4 +405,4 @@ def _weighted(part: Normalised, weight: float) -> Normalised:
 
 def _line(error: BaseException) -> str:
     """First line of an error's message; Arrow repeats a URI there, credentials and all."""
-    return _shown(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    return shown(next(iter(str(error).strip().splitlines()), type(error).__name__))
