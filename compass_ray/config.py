@@ -63,7 +63,7 @@ class Source(Section):
 
 
 class Cleaning(Section):
-    """What is dropped of auxiliary and own rows as they are read, and counted; default: nothing."""
+    """What is dropped of auxiliary and own rows, and counted; repeated rows always are."""
 
     min_chars: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Fewest characters of prompt and response together"

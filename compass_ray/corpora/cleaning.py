@@ -1,12 +1,13 @@
-"""What is dropped of rows that were read well: too short, too long, or in another language.
+"""What is dropped of rows that were read well: repeated, too short or long, in another language.
 
 Rejected rows fit no format and are mistakes of the input; dropped rows fit, and are not wanted.
-Everything is off by default. Knows nothing of files or Ray.
+Repeated rows always go; everything else is off by default. Knows nothing of files or Ray.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from compass_ray.errors import UserError
 TOO_SHORT = "shorter than min_chars"
 TOO_LONG = "longer than max_chars"
 OTHER_LANGUAGE = "in another language"
+DUPLICATE = "exact duplicates"
 
 # Enough of a text to tell its language by, and a bound on the time a long one takes.
 _LOOKED_AT = 1000
@@ -45,6 +47,23 @@ def clean(rows: pa.Table, config: Cleaning) -> tuple[pa.Table, Counter[str]]:
         dropped[reason] = int((kept & holds).sum())
         kept &= ~holds
     return rows.filter(pa.array(kept)), +dropped
+
+
+def first_seen(ids: Iterable[Sequence[str]]) -> list[NDArray[np.bool_]]:
+    """Of each table, which rows repeat no row before them, in that table or an earlier one.
+
+    Args:
+        ids: ``records.row_id`` of the rows of one table after the other, 32 hex digits each; at
+            least one table. Some 50 bytes a row are held.
+    """
+    tables = [np.frombuffer(bytes.fromhex("".join(table)), "<u8").reshape(-1, 2) for table in ids]
+    halves_N2 = np.concatenate(tables)
+    # Stable: of equal ids the earliest comes first.
+    order_N = np.lexsort((halves_N2[:, 0], halves_N2[:, 1]))
+    repeated_N = np.zeros(len(halves_N2), bool)
+    following_N = order_N[1:]
+    repeated_N[following_N] = (halves_N2[following_N] == halves_N2[order_N[:-1]]).all(axis=1)
+    return np.split(~repeated_N, np.cumsum([len(table) for table in tables])[:-1])
 
 
 def _characters(rows: pa.Table) -> NDArray[np.int64]:

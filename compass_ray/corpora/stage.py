@@ -2,6 +2,9 @@
 
 A part is what later stages schedule, cache and lose: ``corpora.rows_per_part`` rows in one
 parquet file. A source that has not changed is not read again.
+
+Of auxiliary and own rows that repeat each other, in whichever files, the first stays. What users
+ask and what is scored is taken as it is: a prompt asked twice is asked more.
 """
 
 from __future__ import annotations
@@ -9,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
@@ -19,7 +22,7 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
 from compass_ray.config import ROLES, Cleaning, Config, Role, Source
 from compass_ray.corpora import atlas
-from compass_ray.corpora.cleaning import clean
+from compass_ray.corpora.cleaning import DUPLICATE, clean, first_seen
 from compass_ray.corpora.sources import FileRef, list_files, read_files
 from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 STAGE = "records"
 VERSION = 1
 REJECTED = "rejected.parquet"
+CLEANED: tuple[Role, ...] = ("auxiliary", "train")
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,23 @@ class _Reading:
         )
 
 
+@dataclass(frozen=True)
+class _Merging:
+    """All readings of one role, of whose repeated rows the first is kept."""
+
+    role: Role
+    readings: tuple[str, ...]
+    parts: tuple[Part, ...]
+    storage: Storage
+
+    @property
+    def fingerprint(self) -> str:
+        return artifacts.fingerprint(stage=STAGE, version=VERSION, merged=self.readings)
+
+
+_Found = dict[str, Artifact | None]
+
+
 def read_corpora(config: Config, storage: Storage) -> Corpus:
     """Read, or find in the cache, every source of the configuration.
 
@@ -102,8 +123,8 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     ``corpora.max_rejected`` of a role's rows fit no format.
     """
     readings = _all_readings(config, storage)
-    found = {r.fingerprint: artifacts.find(storage, STAGE, r.fingerprint) for r in readings}
-    missing = [r for r in readings if found[r.fingerprint] is None]
+    found = _look_up(readings)
+    missing = [reading for reading in readings if found[reading.fingerprint] is None]
     if missing:
         progress = Progress("read", len(missing), "sources")
         slots = max(1, int(cluster().cpus))
@@ -111,25 +132,33 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
         for done, artifact in enumerate(passes, start=1):
             found[artifact.fingerprint] = artifact
             progress.at(done)
-    committed = [(reading, cast(Artifact, found[reading.fingerprint])) for reading in readings]
+    committed = _committed(readings, found)
     _check_rejected(config, committed)
-    return Corpus(
-        parts=tuple(
-            Part(reading.role, artifact.path(part["file"]), **_without(part, "file"))
-            for reading, artifact in committed
-            for part in artifact.summary["parts"]
-        ),
-        rejected={
-            role: sum(a.summary["rejected"] for r, a in committed if r.role == role)
-            for role in ROLES
-        },
-        dropped={
-            role: _added(a.summary["dropped"] for r, a in committed if r.role == role)
-            for role in ROLES
-        },
-        reused=len(readings) - len(missing),
-        computed=len(missing),
-    )
+    mergings = _mergings(committed)
+    merged = _look_up(mergings)
+    unmerged = [merging for merging in mergings if merged[merging.fingerprint] is None]
+    for artifact in map_parts(unmerged, _merger, actors=len(unmerged), cpus=1):
+        merged[artifact.fingerprint] = artifact
+    corpus = _corpus(committed, _committed(mergings, merged), computed=len(missing))
+    for role in CLEANED:
+        if repeated := corpus.dropped[role].get(DUPLICATE):
+            log.info("corpora.%s: %s %s dropped", role, f"{repeated:,}", DUPLICATE)
+    return corpus
+
+
+def find_corpora(config: Config, storage: Storage) -> Corpus | None:
+    """What ``read_corpora`` gives, if all of it is in the cache; raises what that raises."""
+    readings = _all_readings(config, storage)
+    found = _look_up(readings)
+    if None in found.values():
+        return None
+    committed = _committed(readings, found)
+    _check_rejected(config, committed)
+    mergings = _mergings(committed)
+    merged = _look_up(mergings)
+    if None in merged.values():
+        return None
+    return _corpus(committed, _committed(mergings, merged), computed=0)
 
 
 def count_cached(config: Config, storage: Storage) -> tuple[int, int]:
@@ -138,8 +167,8 @@ def count_cached(config: Config, storage: Storage) -> tuple[int, int]:
     Raises ``UserError`` for a source that is not there.
     """
     readings = _all_readings(config, storage)
-    cached = [artifacts.find(storage, STAGE, reading.fingerprint) for reading in readings]
-    return len(readings), sum(artifact is not None for artifact in cached)
+    found = _look_up(readings)
+    return len(readings), sum(found[reading.fingerprint] is not None for reading in readings)
 
 
 def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
@@ -153,8 +182,7 @@ def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
 
 def _readings(config: Config, storage: Storage, role: Role, source: Source) -> list[_Reading]:
     size = config.corpora.rows_per_part
-    # What users ask and what is scored is taken as it is.
-    cleaning = config.corpora.cleaning if role in ("auxiliary", "train") else Cleaning()
+    cleaning = config.corpora.cleaning if role in CLEANED else Cleaning()
     if source.path != "atlas":
         files = list_files(source)
         groups = [tuple(files)] if source.rows else [(file,) for file in files]
@@ -164,6 +192,91 @@ def _readings(config: Config, storage: Storage, role: Role, source: Source) -> l
         _Reading(role, source, (), language, size, cleaning, storage)
         for language in source.languages or everyone
     ]
+
+
+_Work = TypeVar("_Work", _Reading, _Merging)
+
+
+def _look_up(work: Sequence[_Work]) -> _Found:
+    return {
+        item.fingerprint: artifacts.find(item.storage, STAGE, item.fingerprint) for item in work
+    }
+
+
+def _committed(work: Sequence[_Work], found: _Found) -> list[tuple[_Work, Artifact]]:
+    return [(item, cast(Artifact, found[item.fingerprint])) for item in work]
+
+
+def _mergings(committed: list[tuple[_Reading, Artifact]]) -> list[_Merging]:
+    mergings = []
+    for role in CLEANED:
+        mine = [(reading, artifact) for reading, artifact in committed if reading.role == role]
+        parts = _parts(mine)
+        if parts:
+            keys = tuple(reading.fingerprint for reading, _ in mine)
+            mergings.append(_Merging(role, keys, parts, mine[0][0].storage))
+    return mergings
+
+
+def _parts(committed: Iterable[tuple[_Reading, Artifact]]) -> tuple[Part, ...]:
+    return tuple(
+        Part(reading.role, artifact.path(part["file"]), **_without(part, "file"))
+        for reading, artifact in committed
+        for part in artifact.summary["parts"]
+    )
+
+
+def _corpus(
+    committed: list[tuple[_Reading, Artifact]],
+    merged: list[tuple[_Merging, Artifact]],
+    computed: int,
+) -> Corpus:
+    by_role: dict[Role, list[tuple[_Reading, Artifact]]] = {
+        role: [(reading, artifact) for reading, artifact in committed if reading.role == role]
+        for role in ROLES
+    }
+    parts = {role: _parts(mine) for role, mine in by_role.items()}
+    dropped = {role: _added(a.summary["dropped"] for _, a in by_role[role]) for role in ROLES}
+    for merging, artifact in merged:
+        parts[merging.role] = _merged_parts(merging, artifact)
+        dropped[merging.role] = _added([dropped[merging.role], artifact.summary["dropped"]])
+    return Corpus(
+        parts=tuple(part for role in ROLES for part in parts[role]),
+        rejected={role: sum(a.summary["rejected"] for _, a in by_role[role]) for role in ROLES},
+        dropped=dropped,
+        reused=len(committed) - computed,
+        computed=computed,
+    )
+
+
+def _merged_parts(merging: _Merging, artifact: Artifact) -> tuple[Part, ...]:
+    """The role's parts as they were read, but for those that were written anew."""
+    parts = []
+    for part, written in zip(merging.parts, artifact.summary["parts"], strict=True):
+        if written is None:
+            parts.append(part)
+        elif written["rows"]:
+            path = artifact.path(written["file"])
+            parts.append(Part(merging.role, path, **_without(written, "file")))
+    return tuple(parts)
+
+
+def _merger() -> Callable[[_Merging], Artifact]:
+    return _merge
+
+
+def _merge(merging: _Merging) -> Artifact:
+    storage = merging.storage
+    ids = (storage.read_table(part.path, ["id"])["id"].to_pylist() for part in merging.parts)
+    draft = artifacts.begin(storage, STAGE, merging.fingerprint)
+    written: list[dict[str, Any] | None] = []
+    repeated = 0
+    for number, (part, fresh) in enumerate(zip(merging.parts, first_seen(ids), strict=True)):
+        again = int((~fresh).sum())
+        rows = storage.read_table(part.path).filter(pa.array(fresh)) if again else None
+        written.append(None if rows is None else _write(draft, number, rows))
+        repeated += again
+    return draft.commit({"parts": written, "dropped": {DUPLICATE: repeated} if repeated else {}})
 
 
 def _reader() -> Callable[[_Reading], Artifact]:

@@ -16,7 +16,7 @@ from compass_ray.clustering.stage import STAGE as CLUSTER
 from compass_ray.clustering.stage import Clustered, clustering_fingerprint
 from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview
-from compass_ray.corpora.stage import Corpus, Part, count_cached, read_corpora
+from compass_ray.corpora.stage import Corpus, Part, count_cached, find_corpora
 from compass_ray.embedding.stage import STAGE as EMBED
 from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprint
 from compass_ray.evaluation.stage import count_cached as count_scored
@@ -56,12 +56,10 @@ class Found:
 
 def look_into_cache(config: Config, storage: Storage) -> Found:
     """Raises ``UserError`` for a source that is not there or has too many rejected rows."""
-    sources, read = count_cached(config, storage)
-    found = Found(sources, read)
-    if read < sources:
+    found = Found(*count_cached(config, storage))
+    corpus = find_corpora(config, storage)
+    if corpus is None:
         return found
-    # With every source in the cache this only looks them up.
-    corpus = read_corpora(config, storage)
     parts = corpus.of("auxiliary", "train", "usage")
     entries = [
         artifacts.find(storage, EMBED, vectors_fingerprint(config.embedding, part))

@@ -8,7 +8,6 @@ and answers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,21 +107,16 @@ class GapSampler:
 
     def _load_pool(self) -> tuple[Pool, NDArray[np.int32], NDArray[np.int64]]:
         vectors, clusters, names, parts, offsets = [], [], [], [], []
-        seen: set[str] = set()
         for number, part in enumerate(self._clustered.parts):
             if part.part.role != "auxiliary":
                 continue
             table = self._assigned(number)
-            # The same row in two sources is one row; the first source that has it keeps it.
-            fresh = _unseen(table["id"].to_pylist(), seen)
-            languages = np.array(table["language"].to_pylist())[fresh]
-            vectors.append(
-                self._space.transform(part.read_vectors()[fresh], languages).astype(np.float16)
-            )
-            clusters.append(table["cluster"].to_numpy()[fresh])
+            languages = np.array(table["language"].to_pylist())
+            vectors.append(self._space.transform(part.read_vectors(), languages).astype(np.float16))
+            clusters.append(table["cluster"].to_numpy())
             names.append(languages)
-            parts.append(np.full(len(fresh), number, np.int32))
-            offsets.append(np.array(fresh, np.int64))
+            parts.append(np.full(len(languages), number, np.int32))
+            offsets.append(np.arange(len(languages), dtype=np.int64))
         known, codes = np.unique(np.concatenate(names), return_inverse=True)
         pool = Pool(
             vectors_ND=np.concatenate(vectors),
@@ -158,7 +152,6 @@ class GapSampler:
         k, dimension = self._centroids.shape
         usage, own = np.zeros(k), np.zeros(k)
         sums = np.zeros((k, dimension))
-        own_ids = set(known)
         for number, part in enumerate(self._clustered.parts):
             if part.part.role == "auxiliary" or language not in part.part.languages:
                 continue
@@ -166,7 +159,8 @@ class GapSampler:
             mine = np.flatnonzero(np.array(table["language"].to_pylist()) == language)
             clusters = table["cluster"].to_numpy()[mine]
             if part.part.role == "train":
-                fresh = _unseen(table["id"].take(mine).to_pylist(), own_ids)
+                ids = table["id"].take(mine).to_pylist()
+                fresh = np.fromiter((row_id not in known for row_id in ids), bool, len(ids))
                 own += histogram(clusters[fresh], k)
                 continue
             weights = table["weight"].to_numpy()[mine]
@@ -206,16 +200,6 @@ class GapSampler:
         storage = self._clustered.artifact.storage
         table = storage.read_table(part.path, ["id", "language", "weight"])
         return table.append_column("cluster", self._clustered.read_assignment(number)["cluster"])
-
-
-def _unseen(ids: Sequence[str], seen: set[str]) -> list[int]:
-    """Positions of ids not in ``seen``; they are added to it."""
-    fresh = []
-    for position, row_id in enumerate(ids):
-        if row_id not in seen:
-            seen.add(row_id)
-            fresh.append(position)
-    return fresh
 
 
 def gap_sampler(clustered: Clustered) -> Any:

@@ -207,9 +207,7 @@ def _own_rows(clustered: Clustered, language: str) -> pa.Table:
         tables.append(table.filter(pa.compute.equal(table["language"], language)))
     if not tables:
         return SUBSET_SCHEMA.empty_table()
-    rows = pa.concat_tables(tables)
-    _, first = np.unique(rows["id"].to_numpy(zero_copy_only=False), return_index=True)
-    return _as_subset(rows.take(np.sort(first)), gap=None, score=None, strategy="own")
+    return _as_subset(pa.concat_tables(tables), gap=None, score=None, strategy="own")
 
 
 def _picked_rows(clustered: Clustered, located: Located, strategy: str) -> pa.Table:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from compass_ray.config import Cleaning
 from compass_ray.corpora import atlas
-from compass_ray.corpora.cleaning import OTHER_LANGUAGE, TOO_LONG, TOO_SHORT, clean
-from compass_ray.records import SCHEMA
+from compass_ray.corpora.cleaning import OTHER_LANGUAGE, TOO_LONG, TOO_SHORT, clean, first_seen
+from compass_ray.records import SCHEMA, row_id
 
 
 def rows(*texts: tuple[str, str | None], language: str = "de") -> pa.Table:
@@ -68,3 +69,21 @@ def test_rows_that_are_in_their_language_stay(language: str) -> None:
     table = atlas.rows("auxiliary", [language], 40)
     _, dropped = clean(table, Cleaning(language_confidence=0.99))
     assert not dropped
+
+
+def test_rows_are_first_seen_once_over_all_tables() -> None:
+    rng = np.random.default_rng(0)
+    pool = [row_id("de", str(number), None) for number in range(50)]
+    tables = [[pool[i] for i in rng.integers(0, 50, size)] for size in (0, 40, 1, 60)]
+    seen: set[str] = set()
+    for table, fresh in zip(tables, first_seen(tables), strict=True):
+        assert len(fresh) == len(table)
+        for name, is_fresh in zip(table, fresh, strict=True):
+            assert is_fresh == (name not in seen)
+            seen.add(name)
+
+
+def test_ids_that_share_one_half_are_not_the_same() -> None:
+    low, high = "0" * 16, "f" * 16
+    (fresh,) = first_seen([[low + low, low + high, high + low, high + high, low + high]])
+    assert fresh.tolist() == [True, True, True, True, False]

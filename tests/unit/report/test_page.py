@@ -58,6 +58,7 @@ seconds: 3725.4
 stages:
   records:
     {reused: 18, computed: 2, seconds: 4.2, rejected: {auxiliary: 12},
+    dropped: {auxiliary: {shorter than min_chars: 7, exact duplicates: 1234}},
     rows: {auxiliary: 54321, train: 2400, usage: 900, evaluation: 240}}
   embed: {reused_rows: 50000, computed_rows: 7621, seconds: 612.0, dimension: 384}
   cluster:
@@ -224,6 +225,13 @@ def test_the_headline_shows_the_numbers_of_the_tables(storage: Storage, page: st
             "1,200",
         ]
     assert [row[0] for row in rows] == ["Amharic global_mmlu", "German global_mmlu"]
+
+
+def test_rows_that_were_dropped_are_counted_by_reason(page: str) -> None:
+    auxiliary, *others = body(page, "rows")
+    dropped = "7 shorter than min_chars, 1,234 exact duplicates"
+    assert auxiliary == ["auxiliary", "54,321", "12", dropped]
+    assert [row[3] for row in others] == ["", "", ""]
 
 
 def test_the_verdict_says_in_words_whether_the_gain_is_real(storage: Storage, page: str) -> None:
