@@ -1,0 +1,233 @@
+"""What the cluster stage does to one part in each of its passes, and to the sample between them.
+
+Sums of each language for the space, a balanced sample for the fit, rows in shards for k-means over
+all of them, and the assignment. Knows nothing of where the parts are worked on.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from compass_ray.artifacts import Draft
+from compass_ray.clustering.choice import Choice, fit_clusters
+from compass_ray.clustering.diagnostics import Diagnostics, diagnose
+from compass_ray.clustering.kmeans import Clusters
+from compass_ray.clustering.layout import layout
+from compass_ray.clustering.sample import draw
+from compass_ray.clustering.sharded import Rows
+from compass_ray.config import Config
+from compass_ray.embedding.local import LocalSpace, Space
+from compass_ray.embedding.space import (
+    NeutralSpace,
+    RawSpace,
+    add_sums,
+    language_sums,
+)
+from compass_ray.embedding.stage import EmbeddedPart
+from compass_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part of one pass; ``shares`` only for the sample."""
+
+    number: int
+    part: EmbeddedPart
+    draft: Draft
+    shares: Mapping[str, float] | None = None
+
+
+Sums = dict[str, tuple[NDArray[np.float64], int]]
+
+
+def summing() -> Callable[[Work], tuple[int, str, Sums]]:
+    def work(item: Work) -> tuple[int, str, Sums]:
+        sums = language_sums(item.part.read_vectors(), _column(item, "language"))
+        return item.number, item.part.part.role, sums
+
+    return work
+
+
+def merge_sums(results: Iterable[tuple[int, str, Sums]]) -> dict[str, Sums]:
+    # In the order of the parts, since a floating-point sum depends on its order.
+    ordered = sorted(results, key=lambda result: result[0])
+    roles = dict.fromkeys(role for _, role, _ in ordered)
+    return {role: add_sums(sums for _, r, sums in ordered if r == role) for role in roles}
+
+
+def build_space(config: Config, sums: dict[str, Sums]) -> tuple[Space, list[str]]:
+    """The space, and the languages whose mean had to come from usage."""
+    if config.embedding.space == "raw":
+        return RawSpace(), []
+    fitted = add_sums([sums.get("auxiliary", {}), sums.get("train", {})])
+    # Usage never moves a mean where other rows exist: drift in usage must stay visible.
+    usage = sums.get("usage", {})
+    from_usage = sorted(set(usage) & set(config.languages) - set(fitted))
+    for language in from_usage:
+        log.warning("space: %s has no auxiliary or train rows; its mean is from usage", language)
+        fitted[language] = usage[language]
+    if config.embedding.components >= len(fitted):
+        raise UserError(
+            f"embedding.components: {config.embedding.components} directions asked of the means of "
+            f"{len(fitted)} languages; choose at most {len(fitted) - 1}"
+        )
+    space = NeutralSpace.from_sums(
+        fitted, shrinkage=config.embedding.shrinkage, components=config.embedding.components
+    )
+    return space, from_usage
+
+
+def sampling(space: Space) -> Callable[[Work], int]:
+    def work(item: Work) -> int:
+        assert item.shares is not None
+        table = item.part.vectors.storage.read_table(
+            item.part.part.path, columns=["id", "language", "subject"]
+        )
+        languages = table["language"].to_pylist()
+        chosen = draw(table["id"].to_pylist(), languages, item.shares)
+        raw = item.part.read_vectors()[chosen]
+        names = np.array(languages)[chosen]
+        buffer = io.BytesIO()
+        np.savez(buffer, raw=raw, space=space.transform(raw, names))
+        sample = table.select(["language", "subject"]).take(chosen)
+        item.draft.write_bytes(f"sample/{item.number:05d}.npz", buffer.getvalue())
+        item.draft.write_table(f"sample/{item.number:05d}.parquet", sample)
+        return len(chosen)
+
+    return work
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """The sampled rows [S]: raw vectors, vectors in the first space, languages and subjects."""
+
+    raw_SD: NDArray[np.float32]
+    vectors_SD: NDArray[np.float32]
+    languages: list[str]
+    subjects: list[str | None]
+
+    @classmethod
+    def read(cls, draft: Draft) -> _Sample:
+        storage, folder = draft.storage, draft.path("sample")
+        raw, vectors, languages, subjects = [], [], [], []
+        for file in storage.list_files(folder):
+            if not file.endswith(".npz"):
+                continue
+            name = f"{folder}/{file.removesuffix('.npz')}"
+            with np.load(io.BytesIO(storage.read_bytes(f"{name}.npz"))) as arrays:
+                raw.append(arrays["raw"].astype(np.float32))
+                vectors.append(arrays["space"])
+            table = storage.read_table(f"{name}.parquet")
+            languages += table["language"].to_pylist()
+            subjects += table["subject"].to_pylist()
+        return cls(np.concatenate(raw), np.concatenate(vectors), languages, subjects)
+
+    def vectors_in(self, space: Space) -> NDArray[np.float32]:
+        """The vectors as the final space has them; they were drawn before its topics were known."""
+        if isinstance(space, LocalSpace):
+            return space.refine(self.vectors_SD, self.languages)
+        return self.vectors_SD
+
+
+@dataclass(frozen=True)
+class Fitted:
+    space: Space
+    choice: Choice
+
+
+def fit_sample(config: Config, draft: Draft, space: Space) -> Fitted:
+    sample = _Sample.read(draft)
+    seed, topics = config.run.seed, config.embedding.topics
+    if topics and isinstance(space, NeutralSpace):
+        space = LocalSpace.fit(space, sample.vectors_SD, sample.languages, topics, seed)
+    return Fitted(space, fit_clusters(sample.vectors_in(space), config.clustering, seed))
+
+
+def diagnose_sample(config: Config, draft: Draft, space: Space, clusters: Clusters) -> Diagnostics:
+    sample = _Sample.read(draft)
+    return diagnose(
+        sample.raw_SD,
+        sample.vectors_in(space),
+        clusters,
+        sample.languages,
+        sample.subjects,
+        config.run.seed,
+    )
+
+
+def load_shard(space: Space, pool: list[Work]) -> Rows:
+    vectors, weights = [], []
+    for work in pool:
+        assert work.shares is not None
+        languages = _column(work, "language")
+        # Half precision, as on disk: a shard is what a device must hold.
+        vectors.append(space.transform(work.part.read_vectors(), languages).astype(np.float16))
+        weights += [work.shares[language] for language in languages]
+    return Rows(np.concatenate(vectors), np.array(weights, np.float32))
+
+
+Counts = dict[str, NDArray[np.int64]]
+
+
+def assigning(space: Space, clusters: Clusters) -> Callable[[Work], Counts]:
+    def work(item: Work) -> Counts:
+        """Assign the rows; returns those of the pool by language and cluster, [K] each."""
+        languages = np.array(_column(item, "language"), dtype=np.str_)
+        vectors = space.transform(item.part.read_vectors(), languages)
+        cluster, distance = clusters.assign(vectors)
+        table = pa.table({"cluster": cluster, "distance": distance})
+        item.draft.write_table(assignment_name(item.number), table)
+        if item.part.part.role != "auxiliary":
+            return {}
+        k = len(clusters.centroids)
+        return {
+            str(language): np.bincount(cluster[languages == language], minlength=k)
+            for language in np.unique(languages)
+        }
+
+    return work
+
+
+def add_counts(results: Iterable[Counts]) -> Counts:
+    whole: Counts = {}
+    for counts in results:
+        for language, rows_K in counts.items():
+            whole[language] = whole.get(language, 0) + rows_K
+    return whole
+
+
+def cluster_map(clusters: Clusters, counts: Counts, seed: int) -> pa.Table:
+    """A row a cluster: its place, the pool's rows in it, and the language most of them are in."""
+    languages = sorted(counts)
+    counts_LK = np.array([counts[language] for language in languages])
+    rows_K = counts_LK.sum(axis=0)
+    places_K2 = layout(clusters.centroids, seed)
+    return pa.table(
+        {
+            "cluster": np.arange(len(rows_K), dtype=np.int32),
+            "x": places_K2[:, 0],
+            "y": places_K2[:, 1],
+            "rows": rows_K,
+            "language": pa.array([languages[code] for code in counts_LK.argmax(axis=0)]),
+            "share": counts_LK.max(axis=0) / np.maximum(rows_K, 1),
+        }
+    )
+
+
+def assignment_name(number: int) -> str:
+    return f"assignments/{number:05d}.parquet"
+
+
+def _column(item: Work, name: str) -> list[str]:
+    table = item.part.vectors.storage.read_table(item.part.part.path, columns=[name])
+    values: list[str] = table[name].to_pylist()
+    return values
