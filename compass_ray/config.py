@@ -75,6 +75,15 @@ class Cleaning(Section):
         None,
         description="Drop a row that is in another language than it states with this probability",
     )
+    near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Leave out of the pool an auxiliary row whose cosine to an earlier one of its "
+        "language and cluster is higher, such as 0.98, by the encoder's own vectors",
+    )
+
+    def reading_identity(self) -> dict[str, Any]:
+        """What the rows read depend on; near duplicates are found later, among vectors."""
+        return {k: value for k, value in self.identity().items() if k != "near_duplicates"}
 
 
 class Corpora(Section):

@@ -1,13 +1,15 @@
 """What the cluster stage does to one part in each of its passes, and to the sample between them.
 
 Sums of each language for the space, a balanced sample for the fit, rows in shards for k-means over
-all of them, and the assignment. Knows nothing of where the parts are worked on.
+all of them, the assignment, and near duplicates, a bucket of clusters at a time. Knows nothing of
+where the parts are worked on.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from compass_ray.artifacts import Draft
 from compass_ray.clustering.choice import Choice, fit_clusters
 from compass_ray.clustering.diagnostics import Diagnostics, diagnose
+from compass_ray.clustering.duplicates import near_duplicates
 from compass_ray.clustering.kmeans import Clusters
 from compass_ray.clustering.layout import layout
 from compass_ray.clustering.sample import draw
@@ -34,6 +37,9 @@ from compass_ray.embedding.stage import EmbeddedPart
 from compass_ray.errors import UserError
 
 log = logging.getLogger(__name__)
+
+DUPLICATES = "duplicates"
+"""Folder of the tables that say which rows the pool leaves out."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +227,43 @@ def cluster_map(clusters: Clusters, counts: Counts, seed: int) -> pa.Table:
             "share": counts_LK.max(axis=0) / np.maximum(rows_K, 1),
         }
     )
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some clusters of the pool, whose rows are compared in one place."""
+
+    number: int
+    clusters: range
+    pool: tuple[Work, ...]
+    cosine: float
+
+
+def comparing() -> Callable[[Bucket], Counter[str]]:
+    return _leave_out
+
+
+def _leave_out(bucket: Bucket) -> Counter[str]:
+    """Write which rows of a bucket the pool leaves out; returns how many by source."""
+    groups: dict[tuple[int, str], int] = {}
+    vectors, codes, sources, parts, rows = [], list[int](), list[str](), [], []
+    for item in bucket.pool:
+        assigned = item.draft.storage.read_table(item.draft.path(assignment_name(item.number)))
+        clusters = assigned["cluster"].to_numpy()
+        mine = np.flatnonzero(np.isin(clusters, bucket.clusters))
+        table = item.part.vectors.storage.read_table(item.part.part.path, ["language", "source"])
+        languages = table["language"].take(mine).to_pylist()
+        keys = zip(clusters[mine].tolist(), languages, strict=True)
+        codes += [groups.setdefault(key, len(groups)) for key in keys]
+        sources += table["source"].take(mine).to_pylist()
+        vectors.append(item.part.read_vectors()[mine])
+        parts.append(np.full(len(mine), item.number, np.int32))
+        rows.append(mine)
+    near = near_duplicates(np.concatenate(vectors), np.array(codes, np.int64), bucket.cosine)
+    found = {"part": np.concatenate(parts)[near], "row": np.concatenate(rows)[near]}
+    draft = bucket.pool[0].draft
+    draft.write_table(f"{DUPLICATES}/{bucket.number:05d}.parquet", pa.table(found))
+    return Counter(sources[row] for row in np.flatnonzero(near))
 
 
 def assignment_name(number: int) -> str:

@@ -3,6 +3,10 @@
 Three passes over the parts: sums of each language (the space), a balanced sample (the fit), and
 the assignment. Only sums and file names come back to the driver.
 
+Where ``corpora.cleaning.near_duplicates`` asks for it, the rows of each cluster are then compared
+and the pool leaves out those that all but repeat an earlier one. They keep their cluster: parts,
+vectors and assignments stay row for row.
+
 Clusters are fitted on the auxiliary pool alone: a gap can only be filled where the pool has rows.
 Usage prompts of one language are many, alike and from few topics; fitted along, they draw
 centroids to themselves that hold next to nothing to pick.
@@ -16,20 +20,27 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import IO, Protocol
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim
 from compass_ray.clustering.choice import Choice
 from compass_ray.clustering.diagnostics import Diagnostics
+from compass_ray.clustering.duplicates import buckets
 from compass_ray.clustering.kmeans import Clusters
 from compass_ray.clustering.passes import (
+    DUPLICATES,
+    Bucket,
+    Counts,
     Fitted,
     Work,
     add_counts,
@@ -37,6 +48,7 @@ from compass_ray.clustering.passes import (
     assignment_name,
     build_space,
     cluster_map,
+    comparing,
     diagnose_sample,
     fit_sample,
     load_shard,
@@ -56,12 +68,15 @@ from compass_ray.resources import cluster
 log = logging.getLogger(__name__)
 
 STAGE = "cluster"
-VERSION = 2
+VERSION = 3
 SPACE = "space.npz"
 CENTROIDS = "centroids.npz"
 MAP = "clusters.parquet"
 START_ROWS = 200_000
 """Rows whose clusters k-means over all rows starts from."""
+BUCKET_ROWS = 500_000
+"""Rows of the pool that are compared in one place, where clusters are not larger: 1 GB at 1024
+dimensions. Each bucket reads every part, so there should be few."""
 
 
 class _Saves(Protocol):
@@ -90,6 +105,15 @@ class Clustered:
     def read_assignment(self, number: int) -> pa.Table:
         """Columns ``cluster`` int32 and ``distance`` float32, row for row with the part."""
         return self.artifact.read_table(assignment_name(number))
+
+    def read_left_out(self) -> dict[int, NDArray[np.int64]]:
+        """By number of the part, the rows that the pool leaves out; only parts that have any."""
+        files = [name for name in self.artifact.files if name.startswith(f"{DUPLICATES}/")]
+        if not files:
+            return {}
+        table = pa.concat_tables(self.artifact.read_table(name) for name in files)
+        parts, rows = table["part"].to_numpy(), table["row"].to_numpy()
+        return {int(number): rows[parts == number] for number in np.unique(parts)}
 
 
 def cluster_corpus(
@@ -144,6 +168,7 @@ def _cluster(
         map_parts(work, partial(assigning, space, choice.clusters), actors=slots, cpus=1)
     )
     draft.write_table(MAP, cluster_map(choice.clusters, counts, config.run.seed))
+    near_duplicates = _leave_out_near_duplicates(config, work, counts)
     summary = {
         "method": config.clustering.method,
         "k": len(choice.clusters.centroids),
@@ -155,13 +180,19 @@ def _cluster(
         "measure": choice.measure,
         "curve": [asdict(point) for point in choice.curve],
         "languages_from_usage": from_usage,
+        "near_duplicates": near_duplicates,
         "diagnostics": asdict(diagnostics),
     }
     return draft.commit(summary)
 
 
 def assign_corpus(
-    storage: Storage, corpus: Corpus, embedded: Embedded, space: Space, clusters: Clusters
+    config: Config,
+    storage: Storage,
+    corpus: Corpus,
+    embedded: Embedded,
+    space: Space,
+    clusters: Clusters,
 ) -> Clustered:
     """Every row put into clusters that were fitted before; nothing is fitted anew."""
     saved = {SPACE: _saved(space), CENTROIDS: _saved(clusters)}
@@ -169,6 +200,7 @@ def assign_corpus(
         stage=STAGE,
         version=VERSION,
         fitted=[hashlib.blake2b(data, digest_size=16).hexdigest() for data in saved.values()],
+        near_duplicates=config.corpora.cleaning.near_duplicates,
         parts=[(part.part.role, part.vectors.fingerprint) for part in embedded.parts],
     )
     done = artifacts.find(storage, STAGE, fingerprint)
@@ -179,10 +211,10 @@ def assign_corpus(
         draft.write_bytes(name, data)
     work = [Work(number, part, draft) for number, part in enumerate(embedded.parts)]
     slots = max(1, int(cluster().cpus))
-    for _ in map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1):
-        pass
+    counts = add_counts(map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1))
+    near_duplicates = _leave_out_near_duplicates(config, work, counts)
     rows = sum(part.part.rows for part in embedded.parts)
-    done = draft.commit({"rows": rows})
+    done = draft.commit({"rows": rows, "near_duplicates": near_duplicates})
     return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
 
 
@@ -194,6 +226,7 @@ def clustering_fingerprint(config: Config, embedded: Embedded) -> str:
         space=config.embedding.space_identity(),
         seed=config.run.seed,
         targets=sorted(config.languages),
+        near_duplicates=config.corpora.cleaning.near_duplicates,
         parts=[(part.part.role, part.vectors.fingerprint) for part in embedded.parts],
     )
 
@@ -207,6 +240,27 @@ def _refined(choice: Choice, space: Space, pool: list[Work]) -> Choice:
     shards = [partial(load_shard, space, pool[number::actors]) for number in range(actors)]
     clusters = fit_sharded(shards, choice.clusters.centroids, gpus=1 if on.gpus else 0)
     return replace(choice, clusters=clusters, rows=rows)
+
+
+def _leave_out_near_duplicates(
+    config: Config, work: list[Work], counts: Counts
+) -> dict[str, int] | None:
+    """How many rows of each source the pool leaves out; None where that was not asked for."""
+    cosine = config.corpora.cleaning.near_duplicates
+    if cosine is None:
+        return None
+    pool = tuple(item for item in work if item.part.part.role == "auxiliary")
+    rows_K = np.sum(list(counts.values()), axis=0)
+    work_by_bucket = [
+        Bucket(number, clusters, pool, cosine)
+        for number, clusters in enumerate(buckets(rows_K, BUCKET_ROWS))
+    ]
+    slots = max(1, int(cluster().cpus))
+    found: Counter[str] = Counter()
+    for counted in map_parts(work_by_bucket, comparing, actors=slots, cpus=1):
+        found.update(counted)
+    log.info("cluster: %s near duplicates are left out of the pool", f"{found.total():,}")
+    return dict(sorted(found.items()))
 
 
 def _saved(value: _Saves) -> bytes:

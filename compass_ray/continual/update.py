@@ -99,7 +99,8 @@ def update(
     corpus = read_corpora(config, run.storage)
     config = _with_languages(config, run, corpus, usage, languages)
     embedded = embed(config, run.storage, corpus)
-    clustered = assign_corpus(run.storage, corpus, embedded, run.read_space(), run.read_clusters())
+    space, clusters = run.read_space(), run.read_clusters()
+    clustered = assign_corpus(config, run.storage, corpus, embedded, space, clusters)
     work = {lang: _Work.begin(run, config, corpus, clustered, lang) for lang in config.languages}
     done = [
         item.refused("the current version was made for this usage")

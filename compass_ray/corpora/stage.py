@@ -95,7 +95,7 @@ class _Reading:
             language=self.language,
             atlas=atlas.VERSION if not self.files else None,
             rows_per_part=self.rows_per_part,
-            cleaning=self.cleaning.identity(),
+            cleaning=self.cleaning.reading_identity(),
         )
 
 

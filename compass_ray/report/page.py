@@ -121,6 +121,7 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         "languages": views,
         "space": (stages.get("cluster") or {}).get("diagnostics"),
         "language_map": space.language_map(clusters, _name) if clusters else None,
+        "left_out": _left_out((stages.get("cluster") or {}).get("near_duplicates")),
         "choice_curve": space.curve_of(stages.get("cluster") or {}),
         "search": _search(storage, run, manifest),
         "timings": [_timing(stage, stages[stage]) for stage in STAGES if stage in stages],
@@ -340,6 +341,15 @@ def _by_subject(items: pa.Table) -> list[Row]:
     right = [("base_correct", "mean"), ("adapter_correct", "mean"), ("id", "count")]
     rows = items.group_by(["task", "subject"]).aggregate(right).to_pylist()
     return sorted(rows, key=lambda row: (row["task"], -row["id_count"], row["subject"] or ""))
+
+
+def _left_out(counts: Mapping[str, int] | None) -> list[tuple[str, int]]:
+    """Near duplicates by where they come from, the most first."""
+    order = sorted((counts or {}).items(), key=lambda entry: -entry[1])
+    shown, rest = order[:SHOWN_SOURCES], order[SHOWN_SOURCES:]
+    if rest:
+        shown.append((f"{len(rest)} other sources", sum(count for _, count in rest)))
+    return shown
 
 
 def _chance(items: pa.Table) -> dict[str, float]:

@@ -107,16 +107,19 @@ class GapSampler:
 
     def _load_pool(self) -> tuple[Pool, NDArray[np.int32], NDArray[np.int64]]:
         vectors, clusters, names, parts, offsets = [], [], [], [], []
+        left_out = self._clustered.read_left_out()
         for number, part in enumerate(self._clustered.parts):
             if part.part.role != "auxiliary":
                 continue
             table = self._assigned(number)
-            languages = np.array(table["language"].to_pylist())
-            vectors.append(self._space.transform(part.read_vectors(), languages).astype(np.float16))
-            clusters.append(table["cluster"].to_numpy())
+            kept = np.delete(np.arange(part.part.rows), left_out.get(number, []))
+            languages = np.array(table["language"].to_pylist())[kept]
+            vectors_ND = self._space.transform(part.read_vectors()[kept], languages)
+            vectors.append(vectors_ND.astype(np.float16))
+            clusters.append(table["cluster"].to_numpy()[kept])
             names.append(languages)
-            parts.append(np.full(len(languages), number, np.int32))
-            offsets.append(np.arange(len(languages), dtype=np.int64))
+            parts.append(np.full(len(kept), number, np.int32))
+            offsets.append(kept)
         known, codes = np.unique(np.concatenate(names), return_inverse=True)
         pool = Pool(
             vectors_ND=np.concatenate(vectors),

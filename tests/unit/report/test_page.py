@@ -50,7 +50,8 @@ seed: 0
 config:
   sampling: {strategy: compass, budget: 2000}
   training: {model: HuggingFaceTB/SmolLM2-135M-Instruct}
-  corpora: {train: [{path: "https://example.org/<data>.jsonl"}]}
+  corpora:
+    {train: [{path: "https://example.org/<data>.jsonl"}], cleaning: {near_duplicates: 0.98}}
 versions: {compass_ray: 0.1.0, python: 3.11.2, torch: 2.13.0}
 cluster: {nodes: 1, cpus: 2.0, gpus: 0.0}
 started: "2026-07-14T09:12:33+00:00"
@@ -63,6 +64,7 @@ stages:
   embed: {reused_rows: 50000, computed_rows: 7621, seconds: 612.0, dimension: 384}
   cluster:
     {reused: false, seconds: 6.1, k: 40, backend: sklearn, noise: 1234, fit_rows: 9876,
+    near_duplicates: {"/data/<a>.jsonl": 5, atlas: 4321},
     measure: dbcv, curve: [{k: 20, score: 0.21}, {k: 40, score: 0.34}, {k: 75, score: -0.05}],
     diagnostics: {language_leakage_chance: 0.0123,
     language_leakage: 0.0314, language_leakage_raw: 0.6742, silhouette: 0.0518,
@@ -232,6 +234,21 @@ def test_rows_that_were_dropped_are_counted_by_reason(page: str) -> None:
     dropped = "7 shorter than min_chars, 1,234 exact duplicates"
     assert auxiliary == ["auxiliary", "54,321", "12", dropped]
     assert [row[3] for row in others] == ["", "", ""]
+    left_out = [["atlas", "4,321"], ["/data/<a>.jsonl", "5"]]
+    assert body(page, "near-duplicates") == left_out
+    assert "is over 0.98, by the encoder’s own vectors" in page
+
+
+def test_the_sources_of_many_near_duplicates_are_told_together(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    told = manifest()
+    told["stages"]["cluster"]["near_duplicates"] = {f"{n}.jsonl": n for n in range(1, 31)}
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    rows = body(build_report(storage, RUN), "near-duplicates")
+    assert [rows[0], rows[-1]] == [["30.jsonl", "30"], ["10 other sources", "55"]]
+    told["stages"]["cluster"]["near_duplicates"] = None
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    assert "near-duplicates" not in build_report(storage, RUN)
 
 
 def test_the_verdict_says_in_words_whether_the_gain_is_real(storage: Storage, page: str) -> None:
