@@ -9,6 +9,7 @@ Shapes: N rows, D dimensions, K clusters.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,11 +39,13 @@ class Clusters:
         centroids: finite float32 [K, D].
         inertia: sum of squared Euclidean distances of the fitted rows to their centroids.
         backend: library that fitted them.
+        cutoff: distance beyond which a row is novel (``novelty``); infinite where none was set.
     """
 
     centroids: FloatMatrix
     inertia: float
     backend: str
+    cutoff: float = math.inf
 
     def assign(self, X: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Nearest centroid of each row of ``X`` [N, D], in blocks of bounded memory.
@@ -81,6 +84,7 @@ class Clusters:
             "centroids": self.centroids,
             "inertia": self.inertia,
             "backend": self.backend,
+            "cutoff": self.cutoff,
         }
         if isinstance(path, str | os.PathLike):
             with open(path, "wb") as file:  # savez would add .npz to a bare path
@@ -92,7 +96,10 @@ class Clusters:
     def load(cls, path: PathOrFile) -> Clusters:
         """Read what ``save`` wrote, bit by bit."""
         with np.load(path, allow_pickle=False) as stored:
-            return cls(stored["centroids"], float(stored["inertia"]), str(stored["backend"]))
+            inertia, backend = float(stored["inertia"]), str(stored["backend"])
+            # Runs of earlier versions have none.
+            cutoff = float(stored["cutoff"]) if "cutoff" in stored else math.inf
+            return cls(stored["centroids"], inertia, backend, cutoff)
 
 
 def fit_kmeans(X: ArrayLike, k: int, backend: str = "auto", seed: int = 0) -> Clusters:

@@ -11,7 +11,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from compass_ray.clustering.diagnostics import Diagnostics, diagnose
 from compass_ray.clustering.duplicates import near_duplicates
 from compass_ray.clustering.kmeans import Clusters
 from compass_ray.clustering.layout import layout
+from compass_ray.clustering.novelty import is_novel, novelty_cutoff
 from compass_ray.clustering.sample import draw
 from compass_ray.clustering.sharded import Rows
 from compass_ray.config import Config
@@ -158,16 +159,17 @@ def fit_sample(config: Config, draft: Draft, space: Space) -> Fitted:
     return Fitted(space, fit_clusters(sample.vectors_in(space), config.clustering, seed))
 
 
-def diagnose_sample(config: Config, draft: Draft, space: Space, clusters: Clusters) -> Diagnostics:
+def diagnose_sample(
+    config: Config, draft: Draft, space: Space, clusters: Clusters
+) -> tuple[Diagnostics, float]:
+    """What the clusters are made of, and the distance beyond which a row is novel to them."""
     sample = _Sample.read(draft)
-    return diagnose(
-        sample.raw_SD,
-        sample.vectors_in(space),
-        clusters,
-        sample.languages,
-        sample.subjects,
-        config.run.seed,
+    vectors_SD = sample.vectors_in(space)
+    _, distances_S = clusters.assign(vectors_SD)
+    diagnostics = diagnose(
+        sample.raw_SD, vectors_SD, clusters, sample.languages, sample.subjects, config.run.seed
     )
+    return diagnostics, novelty_cutoff(distances_S)
 
 
 def load_shard(space: Space, pool: list[Work]) -> Rows:
@@ -184,30 +186,52 @@ def load_shard(space: Space, pool: list[Work]) -> Rows:
 Counts = dict[str, NDArray[np.int64]]
 
 
-def assigning(space: Space, clusters: Clusters) -> Callable[[Work], Counts]:
-    def work(item: Work) -> Counts:
-        """Assign the rows; returns those of the pool by language and cluster, [K] each."""
+@dataclass
+class Assigned:
+    """What one or more parts came to.
+
+    Attributes:
+        counts: rows of the pool by language, in each cluster [K].
+        rows: rows by role.
+        novel: those of them that are novel.
+    """
+
+    counts: Counts = field(default_factory=dict)
+    rows: Counter[str] = field(default_factory=Counter)
+    novel: Counter[str] = field(default_factory=Counter)
+
+    def novelty(self) -> dict[str, dict[str, int]]:
+        return {role: {"rows": n, "novel": self.novel[role]} for role, n in self.rows.items()}
+
+
+def assigning(space: Space, clusters: Clusters) -> Callable[[Work], Assigned]:
+    def work(item: Work) -> Assigned:
         languages = np.array(_column(item, "language"), dtype=np.str_)
         vectors = space.transform(item.part.read_vectors(), languages)
         cluster, distance = clusters.assign(vectors)
-        table = pa.table({"cluster": cluster, "distance": distance})
+        novel = is_novel(distance, clusters.cutoff)
+        table = pa.table({"cluster": cluster, "distance": distance, "novel": novel})
         item.draft.write_table(assignment_name(item.number), table)
-        if item.part.part.role != "auxiliary":
-            return {}
-        k = len(clusters.centroids)
-        return {
-            str(language): np.bincount(cluster[languages == language], minlength=k)
-            for language in np.unique(languages)
-        }
+        role = item.part.part.role
+        done = Assigned({}, Counter({role: len(novel)}), Counter({role: int(novel.sum())}))
+        if role == "auxiliary":
+            k = len(clusters.centroids)
+            done.counts = {
+                str(language): np.bincount(cluster[languages == language], minlength=k)
+                for language in np.unique(languages)
+            }
+        return done
 
     return work
 
 
-def add_counts(results: Iterable[Counts]) -> Counts:
-    whole: Counts = {}
-    for counts in results:
-        for language, rows_K in counts.items():
-            whole[language] = whole.get(language, 0) + rows_K
+def add_assigned(results: Iterable[Assigned]) -> Assigned:
+    whole = Assigned()
+    for assigned in results:
+        whole.rows.update(assigned.rows)
+        whole.novel.update(assigned.novel)
+        for language, rows_K in assigned.counts.items():
+            whole.counts[language] = whole.counts.get(language, 0) + rows_K
     return whole
 
 

@@ -3,6 +3,8 @@
 Three passes over the parts: sums of each language (the space), a balanced sample (the fit), and
 the assignment. Only sums and file names come back to the driver.
 
+A row is novel that is farther from its centroid than all but a hundredth of the sample.
+
 Where ``corpora.cleaning.near_duplicates`` asks for it, the rows of each cluster are then compared
 and the pool leaves out those that all but repeat an earlier one. They keep their cluster: parts,
 vectors and assignments stay row for row.
@@ -43,7 +45,7 @@ from compass_ray.clustering.passes import (
     Counts,
     Fitted,
     Work,
-    add_counts,
+    add_assigned,
     assigning,
     assignment_name,
     build_space,
@@ -103,7 +105,7 @@ class Clustered:
         return Clusters.load(io.BytesIO(self.artifact.read_bytes(CENTROIDS)))
 
     def read_assignment(self, number: int) -> pa.Table:
-        """Columns ``cluster`` int32 and ``distance`` float32, row for row with the part."""
+        """Columns ``cluster`` int32, ``distance`` float32 and ``novel`` bool, row for row."""
         return self.artifact.read_table(assignment_name(number))
 
     def read_left_out(self) -> dict[int, NDArray[np.int64]]:
@@ -159,28 +161,32 @@ def _cluster(
     draft.write_bytes(SPACE, _saved(space))
     if config.clustering.fit_rows == "all":
         choice = _refined(choice, space, pool)
-    draft.write_bytes(CENTROIDS, _saved(choice.clusters))
     diagnose = ray.remote(diagnose_sample).options(num_cpus=1)
-    diagnostics: Diagnostics = ray.get(diagnose.remote(config, draft, space, choice.clusters))
+    diagnostics: Diagnostics
+    diagnostics, cutoff = ray.get(diagnose.remote(config, draft, space, choice.clusters))
+    clusters = replace(choice.clusters, cutoff=cutoff)
+    draft.write_bytes(CENTROIDS, _saved(clusters))
     storage.delete_dir(draft.path("sample"))
 
-    counts = add_counts(
-        map_parts(work, partial(assigning, space, choice.clusters), actors=slots, cpus=1)
+    assigned = add_assigned(
+        map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1)
     )
-    draft.write_table(MAP, cluster_map(choice.clusters, counts, config.run.seed))
-    near_duplicates = _leave_out_near_duplicates(config, work, counts)
+    draft.write_table(MAP, cluster_map(clusters, assigned.counts, config.run.seed))
+    near_duplicates = _leave_out_near_duplicates(config, work, assigned.counts)
     summary = {
         "method": config.clustering.method,
-        "k": len(choice.clusters.centroids),
+        "k": len(clusters.centroids),
         "rows": sum(part.part.rows for part in embedded.parts),
         "fit_rows": choice.rows,
         "noise": choice.noise,
-        "backend": choice.clusters.backend,
-        "inertia": choice.clusters.inertia,
+        "backend": clusters.backend,
+        "inertia": clusters.inertia,
         "measure": choice.measure,
         "curve": [asdict(point) for point in choice.curve],
         "languages_from_usage": from_usage,
         "near_duplicates": near_duplicates,
+        "novel_beyond": cutoff,
+        "novel": assigned.novelty(),
         "diagnostics": asdict(diagnostics),
     }
     return draft.commit(summary)
@@ -211,10 +217,15 @@ def assign_corpus(
         draft.write_bytes(name, data)
     work = [Work(number, part, draft) for number, part in enumerate(embedded.parts)]
     slots = max(1, int(cluster().cpus))
-    counts = add_counts(map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1))
-    near_duplicates = _leave_out_near_duplicates(config, work, counts)
-    rows = sum(part.part.rows for part in embedded.parts)
-    done = draft.commit({"rows": rows, "near_duplicates": near_duplicates})
+    assigned = add_assigned(
+        map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1)
+    )
+    summary = {
+        "rows": sum(part.part.rows for part in embedded.parts),
+        "near_duplicates": _leave_out_near_duplicates(config, work, assigned.counts),
+        "novel": assigned.novelty(),
+    }
+    done = draft.commit(summary)
     return Clustered(done, embedded.parts, reused=False, items=corpus.of("evaluation"))
 
 

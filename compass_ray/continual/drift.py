@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
 from scipy.stats import betabinom
 
+from compass_ray.clustering.novelty import is_novel, known_beyond, novelty_cutoff
 from compass_ray.sampling.distribution import histogram, js_divergence
 
 FloatArray = NDArray[np.float64]
@@ -38,9 +39,6 @@ RESAMPLES = 2999
 
 NOVELTY_PART = 1 / 3
 """Part of alpha that the novelty test spends."""
-
-NOVEL_SHARE = 0.01
-"""Share of the reference's own prompts that count as far from every centroid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +157,7 @@ def detect(
     divergence = js_divergence(before_K, after_K)
     largest = float(_largest_moves(counts[0] + counts[1], counts[1][None])[0])
     cutoff, most = novelty_limit(reference.distances_N, len(window), alpha * NOVELTY_PART)
-    # The very prompt that set the cutoff must not exceed it by rounding.
-    novel = int((window.distances_N > cutoff * (1 + 1e-4)).sum())
+    novel = int(is_novel(window.distances_N, cutoff).sum())
     return DriftReport(
         rows=len(window),
         divergence=divergence,
@@ -238,11 +235,10 @@ def novelty_limit(reference_R: ArrayLike, size: int, alpha: float) -> tuple[floa
         size: prompts in the window.
         alpha: rate at which a stable window has more novel prompts than the limit.
     """
-    distances_R = np.sort(np.asarray(reference_R, dtype=np.float64))
-    rows = len(distances_R)
-    beyond = max(1, round(NOVEL_SHARE * rows))
+    rows = len(np.asarray(reference_R))
+    beyond = known_beyond(rows)
     limit = betabinom.isf(alpha, size, beyond, rows + 1 - beyond)
-    return float(distances_R[-beyond]), int(limit)
+    return novelty_cutoff(reference_R), int(limit)
 
 
 def _divergences(p_MK: FloatArray, q_MK: FloatArray) -> FloatArray:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compass_ray import formats, records
+from compass_ray.clustering.novelty import is_novel
 from compass_ray.continual.drift import DriftReport, Located
 from compass_ray.continual.monitor import DriftMonitor
 from compass_ray.continual.performance import LossMeter, compare_losses
@@ -242,7 +243,7 @@ class Watch:
         if self._examples:
             for move in told["moves"]:
                 move["examples"] = _examples(rows, rows["cluster"].to_numpy() == move["cluster"])
-            far = rows["distance"].to_numpy() > report.cutoff
+            far = is_novel(rows["distance"].to_numpy(), report.cutoff)
             told["novel_examples"] = _examples(rows, far)
         if self._keep_drifted and report.drifted:
             told["kept"] = f"monitor/drifted/{language}-{number:04d}.parquet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import pytest
 from compass_ray import artifacts
 from compass_ray.artifacts import Storage
 from compass_ray.clustering.kmeans import Clusters
-from compass_ray.clustering.passes import Bucket, Work, add_counts, assigning, comparing
+from compass_ray.clustering.passes import (
+    Bucket,
+    Work,
+    add_assigned,
+    assigning,
+    comparing,
+    diagnose_sample,
+    fit_sample,
+    sampling,
+)
 from compass_ray.clustering.stage import CENTROIDS, SPACE, Clustered, clustering_fingerprint
 from compass_ray.config import Config
 from compass_ray.corpora.stage import Part
@@ -70,7 +80,7 @@ def clustered(storage: Storage, parts: list[EmbeddedPart], cosine: float | None)
     draft.write_bytes(SPACE, saved(space))
     draft.write_bytes(CENTROIDS, saved(clusters))
     work = [Work(number, part, draft) for number, part in enumerate(parts)]
-    counts = add_counts(map(assigning(space, clusters), work))
+    counts = add_assigned(map(assigning(space, clusters), work)).counts
     assert sum(rows.sum() for rows in counts.values()) == sum(
         part.part.rows for part in parts if part.part.role == "auxiliary"
     )
@@ -126,3 +136,34 @@ def test_the_option_makes_another_clustering_and_reads_nothing_again() -> None:
     assert off.corpora.cleaning.reading_identity() == on.corpora.cleaning.reading_identity()
     with pytest.raises(UserError, match=r"corpora\.cleaning\.near_duplicates"):
         configured(1.0)
+
+
+def test_a_row_is_novel_beyond_all_but_a_hundredth_of_the_fitted_sample(storage: Storage) -> None:
+    config = build_config({"languages": ["de"], "clustering": {"k": 2}}, where="test")
+    rng = np.random.default_rng(0)
+    pool = [("de", float(angle)) for angle in np.r_[rng.normal(0, 3, 150), rng.normal(90, 3, 150)]]
+    parts = [
+        embedded(storage, "pool", "auxiliary", pool),
+        embedded(storage, "asked", "usage", [("de", 1), ("de", 45), ("de", 88), ("de", 200)]),
+    ]
+    draft = artifacts.begin(storage, "cluster", "f01")
+    space = RawSpace()
+    work = [Work(number, part, draft, {"de": 1.0}) for number, part in enumerate(parts)]
+    assert sum(map(sampling(space), work[:1])) == 300
+    clusters = fit_sample(config, draft, space).choice.clusters
+    diagnostics, cutoff = diagnose_sample(config, draft, space, clusters)
+    assert diagnostics.sample_rows == 300
+
+    clusters = replace(clusters, cutoff=cutoff)
+    told = add_assigned(map(assigning(space, clusters), work))
+    draft.write_bytes(CENTROIDS, saved(clusters))
+    found = Clustered(draft.commit(), tuple(parts), reused=False)
+    novel = found.read_assignment(1)["novel"].to_pylist()
+    assert novel == [False, True, False, True]
+    distances = np.sort(found.read_assignment(0)["distance"].to_numpy())
+    assert cutoff == pytest.approx(distances[-3])
+    assert told.novelty() == {
+        "auxiliary": {"rows": 300, "novel": 2},
+        "usage": {"rows": 4, "novel": 2},
+    }
+    assert found.read_clusters().cutoff == cutoff

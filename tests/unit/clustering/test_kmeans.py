@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_assignment_refuses_another_width_and_rows_that_are_not_finite():
 
 
 def test_clusters_survive_a_round_trip_bit_by_bit(tmp_path):
-    clusters = fit_kmeans(blobs()[0], 8)
+    clusters = replace(fit_kmeans(blobs()[0], 8), cutoff=0.75)
     clusters.save(tmp_path / "clusters.npz")
     buffer = io.BytesIO()
     clusters.save(buffer)
@@ -151,6 +152,13 @@ def test_clusters_survive_a_round_trip_bit_by_bit(tmp_path):
         loaded = Clusters.load(file)
         assert loaded.centroids.tobytes() == clusters.centroids.tobytes()
         assert (loaded.inertia, loaded.backend) == (clusters.inertia, clusters.backend)
+        assert loaded.cutoff == 0.75
+
+
+def test_clusters_of_an_earlier_version_load_and_know_no_novel_rows(tmp_path):
+    path = tmp_path / "clusters.npz"
+    np.savez(path, centroids=np.eye(2, dtype=np.float32), inertia=1.0, backend="faiss")
+    assert Clusters.load(path).cutoff == np.inf
 
 
 @pytest.mark.parametrize(

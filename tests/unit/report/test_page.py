@@ -65,6 +65,7 @@ stages:
   cluster:
     {reused: false, seconds: 6.1, k: 40, backend: sklearn, noise: 1234, fit_rows: 9876,
     near_duplicates: {"/data/<a>.jsonl": 5, atlas: 4321},
+    novel: {auxiliary: {rows: 54321, novel: 543}, usage: {rows: 900, novel: 90}},
     measure: dbcv, curve: [{k: 20, score: 0.21}, {k: 40, score: 0.34}, {k: 75, score: -0.05}],
     diagnostics: {language_leakage_chance: 0.0123,
     language_leakage: 0.0314, language_leakage_raw: 0.6742, silhouette: 0.0518,
@@ -237,6 +238,11 @@ def test_rows_that_were_dropped_are_counted_by_reason(page: str) -> None:
     left_out = [["atlas", "4,321"], ["/data/<a>.jsonl", "5"]]
     assert body(page, "near-duplicates") == left_out
     assert "is over 0.98, by the encoder’s own vectors" in page
+
+
+def test_novel_rows_are_told_by_role(page: str) -> None:
+    told = [["auxiliary", "54,321", "543", "0.010"], ["usage", "900", "90", "0.100"]]
+    assert body(page, "novel") == told
 
 
 def test_the_sources_of_many_near_duplicates_are_told_together(tmp_path: Path) -> None:
