@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compass_ray.clustering.kmeans import Clusters, FloatMatrix
+from compass_ray.clustering.kmeans import Clusters, FloatMatrix, pool_gpu_memory
 from compass_ray.clustering.validity import NOISE
 from compass_ray.errors import UserError
 
@@ -90,6 +90,7 @@ def _fit_sklearn(vectors_ND: FloatMatrix, min_cluster_size: int) -> NDArray[np.i
 def _fit_cuml(vectors_ND: FloatMatrix, min_cluster_size: int) -> NDArray[np.int64]:
     from cuml.cluster import HDBSCAN
 
+    pool_gpu_memory()
     model = HDBSCAN(
         min_cluster_size=min_cluster_size,
         min_samples=MIN_SAMPLES,

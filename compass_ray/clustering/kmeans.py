@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import IO, Any
 
@@ -29,6 +30,10 @@ ITERATIONS = 25
 SEEDING_ROWS_PER_CLUSTER = 128
 # Numbers in one block of the assignment, 16 MB of float32.
 BLOCK = 1 << 22
+# Distances cuML holds at once, rows × K: 256 MB of float32. Its own default, the most rows here,
+# does not look at K.
+CUML_DISTANCES = 1 << 26
+CUML_MOST_ROWS = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,15 +220,31 @@ def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatr
     return np.array(model.centroids, dtype=np.float32)
 
 
+@cache
+def pool_gpu_memory() -> None:
+    """Let cuML take GPU memory from RMM's pool, from its first fit in this process on.
+
+    Allocations outside of a pool make the device wait. The pool begins with half of the memory that
+    is free and grows.
+    """
+    try:
+        import rmm
+    except ImportError:
+        return
+    rmm.reinitialize(pool_allocator=True)
+
+
 def _fit_cuml(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
     from cuml.cluster import KMeans
 
+    pool_gpu_memory()
     model = KMeans(
         n_clusters=len(start_KD),
         init=start_KD,
         n_init=1,
         max_iter=ITERATIONS,
         random_state=seed,
+        max_samples_per_batch=min(CUML_MOST_ROWS, max(1, CUML_DISTANCES // len(start_KD))),
         output_type="numpy",
     )
     return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32)

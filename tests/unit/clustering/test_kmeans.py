@@ -225,25 +225,72 @@ def test_cuml_runs_only_where_it_is_installed_and_a_gpu_is_there(monkeypatch, de
     assert kmeans._cuml_runs() is False
 
 
-def test_cuml_is_called_with_the_shared_start_and_asked_for_numpy(monkeypatch):
+@pytest.fixture
+def cuml(monkeypatch):
+    """The interface of cuML's k-means, worked by scikit-learn's; what was done with it, in order.
+
+    What it cannot show: that cuML takes these arguments, and what they do on a GPU.
+    """
+    done = []
+
     class FakeKMeans:
-        def __init__(self, *, n_clusters, init, n_init, max_iter, random_state, output_type):
+        def __init__(
+            self,
+            *,
+            n_clusters,
+            init,
+            n_init,
+            max_iter,
+            random_state,
+            max_samples_per_batch,
+            output_type,
+        ):
             assert init.shape == (n_clusters, 2)
             assert (n_init, random_state, output_type) == (1, 4, "numpy")
             self.model = KMeans(n_clusters, init=init, n_init=1, max_iter=max_iter)
+            self.batch = max_samples_per_batch
 
         def fit(self, X):
+            done.append(("fit", self.batch))
             return self.model.fit(X)
 
-    cuml, cluster = ModuleType("cuml"), ModuleType("cuml.cluster")
+    rmm, package, cluster = ModuleType("rmm"), ModuleType("cuml"), ModuleType("cuml.cluster")
+    rmm.reinitialize = lambda **options: done.append(("pool", options))
     cluster.KMeans = FakeKMeans
-    monkeypatch.setitem(sys.modules, "cuml", cuml)
-    monkeypatch.setitem(sys.modules, "cuml.cluster", cluster)
+    for module in (rmm, package, cluster):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(kmeans._RUNS_HERE, "cuml", lambda: True)
+    kmeans.pool_gpu_memory.cache_clear()
+    yield done
+    kmeans.pool_gpu_memory.cache_clear()
+
+
+def test_cuml_is_called_with_the_shared_start_and_asked_for_numpy(cuml):
     X, truth = blobs()
     clusters = fit_kmeans(X, 8, seed=4)
     assert clusters.backend == "cuml"
     assert adjusted_rand_score(truth, clusters.assign(X)[0]) == 1
+
+
+def test_cuml_gets_a_pool_of_memory_once_a_process_before_its_first_fit(cuml):
+    for _ in range(2):
+        fit_kmeans(blobs()[0], 8, seed=4)
+    assert [name for name, _ in cuml] == ["pool", "fit", "fit"]
+    assert cuml[0] == ("pool", {"pool_allocator": True})
+
+
+def test_cuml_fits_without_a_pool_where_there_is_none(cuml, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rmm", None)
+    assert fit_kmeans(blobs()[0], 8, seed=4).backend == "cuml"
+    assert [name for name, _ in cuml] == ["fit"]
+
+
+def test_cuml_holds_as_many_distances_for_many_clusters_as_for_few(cuml, monkeypatch):
+    monkeypatch.setattr(kmeans, "CUML_DISTANCES", 1000)
+    monkeypatch.setattr(kmeans, "CUML_MOST_ROWS", 300)
+    for k in (2, 8):
+        fit_kmeans(blobs()[0], k, seed=4)
+    assert [batch for name, batch in cuml if name == "fit"] == [300, 125]
 
 
 def test_importing_clustering_loads_no_heavy_library():
