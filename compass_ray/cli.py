@@ -260,8 +260,9 @@ def merge(
     folder = RunFolder.open(run)
     with contextlib.redirect_stdout(sys.stderr):
         chosen = folder.registry(language).named(version) if version else folder.current(language)
-        merged = merge_into_base(folder, chosen, to)
-    print(merged)
+        with folder.storage.as_local_dir(chosen.folder) as adapter:
+            merge_into_base(folder.config.training.model, Path(adapter), to)
+    print(to)
 
 
 @app.command()

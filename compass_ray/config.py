@@ -6,6 +6,7 @@ Knows nothing of Ray, torch or files; how it is read is in ``loading``. Fields m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -47,7 +48,10 @@ class Run(Section):
 
 
 class Source(Section):
-    """One entry of a corpus: ``atlas``, a path or glob, an object-store URI, or ``hf:name``."""
+    """One entry of a corpus: ``atlas``, a path or glob, an object-store URI, or ``hf:name``.
+
+    ``{language}`` in ``path`` or ``subset`` stands for each target language in turn.
+    """
 
     path: str
     format: str = "auto"
@@ -60,6 +64,20 @@ class Source(Section):
     )
     weight: Annotated[float, Field(gt=0)] = 1.0
     languages: list[str] | None = Field(None, description="Only these languages (atlas)")
+
+    def each(self, languages: Sequence[str]) -> list[Source]:
+        """The source, or one a language where ``{language}`` stands in ``path`` or ``subset``."""
+        named = {key: getattr(self, key) for key in ("path", "subset")}
+        named = {key: text for key, text in named.items() if text and "{language}" in text}
+        if not named:
+            return [self]
+        return [
+            self.model_copy(
+                update={"language": self.language or language}
+                | {key: text.replace("{language}", language) for key, text in named.items()}
+            )
+            for language in languages
+        ]
 
 
 class Cleaning(Section):
@@ -95,8 +113,12 @@ class Corpora(Section):
     rows_per_part: Annotated[int, Field(gt=0)] = 8192
     cleaning: Cleaning = Cleaning()
 
-    def sources(self) -> dict[Role, list[Source]]:
-        return {role: getattr(self, role) for role in ROLES}
+    def sources(self, languages: Sequence[str]) -> dict[Role, list[Source]]:
+        """Every source of each role, for a run of these languages."""
+        return {
+            role: [each for source in getattr(self, role) for each in source.each(languages)]
+            for role in ROLES
+        }
 
 
 Role = Literal["auxiliary", "train", "usage", "evaluation"]

@@ -99,7 +99,7 @@ def make_plan(config: Config) -> Plan:
         role: preview_found(storage, found.corpus, role, config.languages)
         if found.corpus
         else preview(role, sources, config.languages)
-        for role, sources in config.corpora.sources().items()
+        for role, sources in config.corpora.sources(config.languages).items()
     }
     _check_rows(config, previews)
     stages = _stages(config, found, previews)

@@ -174,7 +174,7 @@ def count_cached(config: Config, storage: Storage) -> tuple[int, int]:
 def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
     return [
         reading
-        for role, sources in config.corpora.sources().items()
+        for role, sources in config.corpora.sources(config.languages).items()
         for source in sources
         for reading in _readings(config, storage, role, source)
     ]

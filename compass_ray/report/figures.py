@@ -150,11 +150,17 @@ def choice_curve(ks: ArrayLike, scores: ArrayLike, chosen: int, measure: str, *,
         return svg(figure, label)
 
 
-def loss_lines(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str) -> str:
-    """Training loss over steps, one line a name: pale as it was, strong as smoothed."""
+Curves = Mapping[str, tuple[ArrayLike, ArrayLike]]
+
+
+def loss_lines(curves: Curves, held_out: Curves, *, label: str) -> str:
+    """Training loss over steps, one line a name: pale as it was, strong as smoothed.
+
+    A name that is in ``held_out``, too, gets a ring at each validation loss.
+    """
     with style():
         figure, axes = axes_of((WIDTH, 300), 52, 14, 10, 44)
-        for index, (steps, losses) in enumerate(curves.values()):
+        for index, (name, (steps, losses)) in enumerate(curves.items()):
             colour, dash = line_style(index)
             steps_N, losses_N = np.asarray(steps), np.asarray(losses, dtype=np.float64)
             every = slice(None, None, -(-len(steps_N) // _MOST_POINTS) or 1)
@@ -162,6 +168,9 @@ def loss_lines(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, label: str)
             axes.plot(steps_N[every], losses_N[every], **pale)
             strong = {**pale, "alpha": 1.0, "linewidth": 2.0}
             axes.plot(steps_N[every], smoothed(losses_N)[every], **strong)
+            if name in held_out:
+                ring = {"facecolors": "none", "edgecolors": LIGHT[colour], "s": 28, "zorder": 3}
+                axes.scatter(*held_out[name], **ring)
         axes.set_xlabel("training step")
         axes.set_ylabel("loss (nats a token)")
         axes.xaxis.set_major_formatter(_thousands)

@@ -303,7 +303,19 @@ def _loss_figure(views: Sequence[LanguageView]) -> Markup | None:
         return None
     last = {name: figures.smoothed(losses)[-1] for name, (_, losses) in curves.items()}
     told = ", ".join(f"{name} {share(value)}" for name, value in last.items())
-    return Markup(figures.loss_lines(curves, label=f"Training loss by step. It ends at: {told}."))
+    held_out = {name: seen for name, table in tables.items() if (seen := _validation(table))}
+    label = f"Training loss by step. It ends at: {told}."
+    return Markup(figures.loss_lines(curves, held_out, label=label))
+
+
+def _validation(losses: pa.Table) -> tuple[list[int], list[float]] | None:
+    """Steps and losses of the looks at rows held out; None if there were none."""
+    if "validation_loss" not in losses.column_names:
+        return None
+    seen = losses.filter(losses["validation_loss"].is_valid())
+    if not seen.num_rows:
+        return None
+    return seen["step"].to_pylist(), seen["validation_loss"].to_pylist()
 
 
 def _accuracy_figure(views: Sequence[LanguageView]) -> Markup | None:

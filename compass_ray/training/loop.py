@@ -167,7 +167,7 @@ def train(
     for number, batch in enumerate(plan.batches(start=done), start=done):
         if exhausted(progress.validation_losses(), config.early_stopping):
             break
-        step = _step(engine, plan, config, keeper, seed, number, batch, pad)
+        step = take_step(engine, plan, config, keeper, seed, number, batch, pad)
         if held_out and (step.step % config.validation_steps == 0 or step.step == plan.total_steps):
             loss = validation_loss(
                 engine, held_out, max_length=config.max_length, packing=config.packing, pad=pad
@@ -185,7 +185,7 @@ def train(
     return engine
 
 
-def _step(
+def take_step(
     engine: Any,
     plan: Plan,
     config: Training,

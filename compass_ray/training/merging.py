@@ -6,11 +6,10 @@ Servers that take LoRA may not take DoRA (vLLM does not); a merged model is serv
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compass_ray.continual.registry import Version
-from compass_ray.continual.runfolder import RunFolder
 from compass_ray.errors import UserError
 from compass_ray.models import load_base, load_tokenizer
 from compass_ray.training.adapters import AdapterError
@@ -25,12 +24,12 @@ PROBE_TOKENS = 64
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-def merge(run: RunFolder, version: Version, to: Path) -> Path:
+def merge(base: str, adapter: Path, to: Path) -> None:
     """Write base and adapter as one model in transformers' format, in the base's own precision.
 
     Args:
-        run: the run the adapter is of.
-        version: which adapter.
+        base: name or folder of the base model.
+        adapter: folder in PEFT's format.
         to: a folder that is not there or empty; it is there whole or not at all.
 
     Raises:
@@ -42,27 +41,23 @@ def merge(run: RunFolder, version: Version, to: Path) -> Path:
 
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: not empty; name a folder that is not there yet")
-    name = run.config.training.model
-    base = load_base(name, "auto")
-    tokenizer = load_tokenizer(name)
-    with run.storage.as_local_dir(version.folder) as folder:
-        model = PeftModel.from_pretrained(base, folder)
-    model.eval()
-    probe = torch.arange(PROBE_TOKENS)[None] % min(PROBE_TOKENS, base.config.vocab_size)
+    tokenizer = load_tokenizer(base)
+    model = PeftModel.from_pretrained(load_base(base, "auto"), str(adapter)).eval()
+    probe = torch.arange(PROBE_TOKENS)[None] % len(tokenizer)
     with torch.no_grad():
         expected = model(input_ids=probe).logits
         merged = model.merge_and_unload()
         found = merged(input_ids=probe).logits
-    _check(expected, found, str(base.dtype).removeprefix("torch."))
+    _check(expected, found, str(merged.dtype).removeprefix("torch."))
     staged = to.with_name(f".{to.name}.part")
-    staged.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
     merged.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
     if to.exists():
         to.rmdir()
     staged.rename(to)
-    log.info("merged %s %s into %s", version.name, name, to)
-    return to
+    log.info("merged %s into %s: %s", adapter.name, base, to)
 
 
 def _check(expected: Tensor, found: Tensor, dtype: str) -> None:

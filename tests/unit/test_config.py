@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from compass_ray.config import Config
+from compass_ray.config import Config, Training
 from compass_ray.errors import UserError
 from compass_ray.loading import build_config, load_config
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
 
 @pytest.fixture
@@ -67,6 +69,19 @@ def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
         ("languages: [de, deu]", "named twice"),
         ("languages: [qqq]", "qqq"),
         ("languages: [de]\ntraining: {batch_size: 3, workers_per_language: 2}", "batch_size 3"),
+        (
+            "languages: [de]\ntraining: {adapter: {type: qlora}, deepspeed: {zero_stage: 3}}",
+            "set deepspeed.zero_stage to 0, 1 or 2",
+        ),
+        ("languages: [de]\ntraining: {early_stopping: 3}", "set validation_fraction"),
+        (
+            "languages: [de]\ntraining: {deepspeed: {offload_parameters: true}}",
+            "offload_parameters needs zero_stage 3",
+        ),
+        (
+            "languages: [de]\ntraining: {deepspeed: {zero_stage: 0, offload_optimizer: true}}",
+            "offload_optimizer needs zero_stage 1",
+        ),
         ("[1, 2]", "expected a mapping"),
         ("a: [", "not valid YAML"),
     ],
@@ -101,6 +116,40 @@ def test_how_work_is_carried_out_stays_out_of_the_identity() -> None:
     assert quick.embedding.identity() == Config(languages=["de"]).embedding.identity()
     other = build_config({"languages": ["de"], "embedding": {"prefix": "passage: "}})
     assert other.embedding.identity() != quick.embedding.identity()
+
+
+def test_how_many_workers_train_how_is_no_part_of_what_is_trained() -> None:
+    alone = Training()
+    many = Training(
+        workers_per_language=4,
+        micro_batch_size=1,
+        gradient_checkpointing=True,
+        deepspeed={"zero_stage": 3, "offload_parameters": True},
+    )
+    assert many.identity() == alone.identity()
+    assert Training(adapter={"type": "rslora"}).identity() != alone.identity()
+
+
+def test_a_language_in_a_source_stands_for_each_target_language() -> None:
+    usage = [{"path": "hf:o/data", "subset": "{language}"}, {"path": "logs/{language}/*.jsonl"}]
+    config = build_config({"languages": ["sw", "de"], "corpora": {"usage": usage}})
+    found = config.corpora.sources(config.languages)
+    told = [(source.path, source.subset, source.language) for source in found["usage"]]
+    assert told == [
+        ("hf:o/data", "sw", "sw"),
+        ("hf:o/data", "de", "de"),
+        ("logs/sw/*.jsonl", None, "sw"),
+        ("logs/de/*.jsonl", None, "de"),
+    ]
+    assert [source.path for source in found["train"]] == ["atlas"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_ready_configuration_is_read(path: Path) -> None:
+    config = load_config(path)
+    assert config.run.name
+    usage = config.corpora.sources(config.languages)["usage"]
+    assert not any("{" in f"{source.path}{source.subset}" for source in usage)
 
 
 def test_the_schema_names_every_section() -> None:
