@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import ray
 import torch
 
-from compass_ray import load_config, run
+from compass_ray import cli, load_config, run
 from compass_ray.artifacts import Storage
 from compass_ray.clustering.stage import cluster_corpus
 from compass_ray.compare import compare
@@ -89,6 +91,31 @@ def test_the_adapter_loads_with_peft(config_path: Path, tiny_model: Path) -> Non
         before = base(input_ids=ids).logits
         model = PeftModel.from_pretrained(base, f"{result.folder}/adapters/de/v0001")
         assert not torch.allclose(model(input_ids=ids).logits, before)
+
+
+def test_its_card_tells_of_its_data_and_its_score(config_path: Path, tiny_model: Path) -> None:
+    result = run(load_config(config_path))
+    card = Path(result.folder, "adapters/de/v0001/README.md").read_text()
+    assert f"base_model: {tiny_model}" in card
+    assert "- 8 rows of the language itself" in card
+    assert "- 40 rows from other languages, chosen by `compass`" in card
+    assert "| items | 10 |" in card
+
+
+def test_a_merged_adapter_is_a_model_of_its_own(
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = run(load_config(config_path)).folder
+    to = tmp_path / "merged"
+    command = ["compass-ray", "merge", folder, "--language", "de", "--to", str(to)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    logging.getLogger("compass_ray").handlers.clear()
+    assert not stop.value.code
+    assert AutoModelForCausalLM.from_pretrained(to).config.model_type == "llama"
 
 
 def test_a_second_run_does_nothing_again(config_path: Path) -> None:
