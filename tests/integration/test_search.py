@@ -60,7 +60,8 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
 ) -> None:
     before = alive()
     path = make_config(
-        training={"max_steps": 150, "checkpoint_steps": 1000, "learning_rate": 0.03},
+        languages=["de"],
+        training={"max_steps": 120, "checkpoint_steps": 1000, "learning_rate": 0.03},
         evaluation={"limit": 4},
         search={
             "space": SPACE,

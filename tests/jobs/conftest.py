@@ -11,15 +11,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pyarrow.fs as pafs
 import pytest
+
+from compass_ray.artifacts import Storage
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 def free_port() -> int:
@@ -29,7 +34,7 @@ def free_port() -> int:
         return port
 
 
-def poll(true: Callable[[], bool], what: str, seconds: float = 300) -> None:
+def poll(true: Callable[[], bool], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
@@ -56,7 +61,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
+            timeout=900,
         )
 
     def submit(
@@ -65,6 +70,12 @@ class Head:
         """``ray job submit``; waits for the job's end without ``--no-wait``."""
         words = ["job", "submit", "--working-dir", ".", *options]
         return self.ray(*words, "--", sys.executable, script, "--config", str(config), token=token)
+
+    def metrics(self) -> str:
+        """What Prometheus would read from the head."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics") as page:
+            text: str = page.read().decode()
+            return text
 
     def status(self, job: str) -> str:
         shown = self.ray("job", "status", job).stdout
@@ -87,6 +98,7 @@ def head() -> Iterator[Head]:
         "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "PYTHONPATH": str(REPOSITORY),
         "HF_HUB_OFFLINE": "1",
+        **CREDENTIALS,
     }
     started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
 
@@ -122,6 +134,23 @@ def head() -> Iterator[Head]:
         for node in nodes:
             stop_tree(node)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """A bucket of a server that speaks S3, which is all that the nodes share."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
+    store, _ = pafs.FileSystem.from_uri(f"s3://compass?{options}&allow_bucket_creation=true")
+    store.create_dir("compass")
+    yield Storage.open(f"s3://compass/storage?{options}")
+    server.stop()
 
 
 def stop_tree(process: subprocess.Popen[bytes]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from compass_ray import costs
@@ -85,10 +87,42 @@ def test_zero_stages_share_more_and_more_between_workers() -> None:
     assert split(3) == (60_000, 20_000, 1_000_000, 10_000)
 
 
-def test_every_part_of_the_memory_is_explained() -> None:
-    explained = costs.memory_assumptions(training(), on_gpu=False, bf16=False)
-    memory = costs.worker_memory(SIZE, training(), longest=10, on_gpu=False, bf16=False)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"adapter": {"type": "qlora"}},
+        {"deepspeed": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}},
+    ],
+)
+def test_every_part_of_the_memory_is_explained(changes: dict[str, Any]) -> None:
+    settings = training(**changes)
+    explained = costs.memory_assumptions(settings, on_gpu=True, bf16=True)
+    memory = costs.worker_memory(SIZE, settings, longest=10, on_gpu=True, bf16=True)
     assert sum(getattr(memory, name) for name in explained) == memory.total
+    assert all("{" not in text for text in explained.values())
+
+
+def test_what_saves_memory_takes_less_of_its_part() -> None:
+    def memory(**changes: Any) -> costs.Memory:
+        settings = training(**changes)
+        return costs.worker_memory(SIZE, settings, longest=10, on_gpu=True, bf16=True)
+
+    plain = memory()
+    assert memory(gradient_checkpointing=True).activations == 40 * (2 * 32 + 20 * 32 + 5 * 64) * 2
+    assert memory(gradient_checkpointing=True).activations < plain.activations
+    assert plain.base / 4 < memory(adapter={"type": "qlora"}).base < plain.base / 3
+    offloaded = memory(deepspeed={"zero_stage": 3, "offload_optimizer": True})
+    assert offloaded.optimiser == 0
+
+
+def test_recomputing_costs_half_as_much_again() -> None:
+    plain = costs.training_flops(SIZE, training(), 1000)
+    assert plain == 4e9
+    assert costs.training_flops(SIZE, training(gradient_checkpointing=True), 1000) == 1.5 * plain
+    slower = costs.training_flops(SIZE, training(adapter={"type": "qlora"}), 1000)
+    assert slower == pytest.approx(1.39 * plain)
 
 
 def test_the_largest_micro_batch_divides_the_batch_and_fits() -> None:
