@@ -18,7 +18,7 @@ import pytest
 pytestmark = pytest.mark.ray
 
 MakeConfig = Callable[..., Path]
-STEPS, INTERVAL = 150, 10
+STEPS, INTERVAL = 100, 10
 TRAINING = {
     "max_steps": STEPS,
     "epochs": 1,
