@@ -29,6 +29,20 @@ TRAINING = {
 }
 COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()", "train"]
 PATIENCE_S = 600
+HOLDER = """
+import pathlib, ray, sys, time
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ray.init()
+(head,) = [node["NodeID"] for node in ray.nodes() if "doomed" not in node["Resources"]]
+
+@ray.remote(num_cpus=2, scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=False))
+def hold(held):
+    pathlib.Path(held).touch()
+    time.sleep(3600)
+
+ray.get(hold.remote(sys.argv[1]))
+"""
 
 
 def committed_step(storage: Path) -> int:
@@ -118,21 +132,9 @@ def test_a_lost_node_moves_its_workers_to_another(
     prepare = [*COMMAND[:-1], "sample", str(path)]
     assert subprocess.run(prepare, capture_output=True).returncode == 0
     # What holds the head's cores until training has begun sends its worker to the other node.
-    holder = tmp_path / "holder.py"
-    holder.write_text(
-        "import os, ray, time\n"
-        "ray.init()\n"
-        "head = next(n for n in ray.nodes() if 'doomed' not in n['Resources'])['NodeID']\n"
-        "S = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy\n"
-        "@ray.remote(num_cpus=2, scheduling_strategy=S(head, soft=False))\n"
-        "def hold():\n"
-        "    open(os.environ['HELD'], 'w').close()\n"
-        "    time.sleep(3600)\n"
-        "ray.get(hold.remote())\n"
-    )
-    held = tmp_path / "held"
-    environment = {**os.environ, "HELD": str(held)}
-    holding = subprocess.Popen([sys.executable, str(holder)], env=environment)
+    holder, held = tmp_path / "holder.py", tmp_path / "held"
+    holder.write_text(HOLDER)
+    holding = subprocess.Popen([sys.executable, str(holder), str(held)])
     with log.open("wb") as file:
         wait_until(held.exists, holding, log)
         process = subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
