@@ -15,7 +15,6 @@ import platform
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -139,10 +138,8 @@ def start_group() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with tempfile.NamedTemporaryFile() as file:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{file.name}.group", rank=0, world_size=1
-        )
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29591", **alone})
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 

@@ -35,7 +35,7 @@ def shared_storage(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config_path(make_config: MakeConfig, shared_storage: str) -> Path:
-    return make_config(run={"storage": shared_storage})
+    return make_config(run={"storage": shared_storage, "trackers": ["tensorboard"]})
 
 
 def manifest(result: RunResult) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def test_a_run_leaves_everything_its_user_looks_for(config_path: Path) -> None:
         assert sum(gaps["have"].to_pylist()) == 8
         told = result.languages[language]
         assert told["js_after"] < told["js_before"]
+        assert list((folder / f"tensorboard/{language}").iterdir())
         losses = pq.read_table(folder / f"losses/{language}.parquet")["loss"].to_pylist()
         assert losses[-1] < losses[0]
         items = pq.read_table(folder / f"items/{language}.parquet")
