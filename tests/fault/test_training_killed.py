@@ -1,4 +1,7 @@
-"""Workers, the Train controller and a whole node are killed; training ends well without help."""
+"""Workers, the Train controller, a node and the driver are killed while an adapter is trained.
+
+All but the last is mended without help; after the driver, the same command goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 pytestmark = pytest.mark.ray
@@ -83,27 +87,38 @@ def told(storage: Path) -> dict[str, Any]:
     return manifest["stages"]["train"]["languages"]["de"]
 
 
-def test_a_killed_worker_and_a_killed_controller_cost_a_checkpoint_interval(
+def test_whatever_is_killed_costs_a_checkpoint_interval(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     path = make_config(languages=["de"], training=TRAINING)
     storage, log = tmp_path / "storage", tmp_path / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
+
+    process = start()
     reached = []
-    for victim in ("RayTrainWorker", "TrainController"):
+    for victim in ("RayTrainWorker", "TrainController", "driver"):
         goal = committed_step(storage) + INTERVAL
         wait_until(lambda goal=goal: committed_step(storage) >= goal, process, log)
         reached.append(committed_step(storage))
-        os.kill(children(process, victim)[0].pid, signal.SIGKILL)
-    assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
+        pid = process.pid if victim == "driver" else children(process, victim)[0].pid
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert "starting again" in log.read_text()
+
+    assert start().wait(timeout=PATIENCE_S) == 0, log.read_text()
+    stages = json.loads((storage / "runs/small/manifest.json").read_text())["stages"]
+    assert stages["records"]["computed"] == stages["embed"]["computed_rows"] == 0
+    assert stages["cluster"]["reused"] and stages["sample"]["languages"]["de"]["reused"]
     summary = told(storage)
-    assert summary["steps"] == STEPS
     resumed = summary["resumed_after"]
-    assert len(resumed) == 2
+    assert len(resumed) == 3
     for before, after in zip(reached, resumed, strict=True):
         assert 0 < after < STEPS and after >= before - INTERVAL
-    assert "starting again" in log.read_text()
+    losses = pq.read_table(storage / "runs/small/losses/de.parquet")
+    assert losses["step"].to_pylist() == list(range(1, STEPS + 1))
 
 
 @pytest.fixture
