@@ -22,7 +22,8 @@ class Notes:
     """What is known of one language.
 
     Attributes:
-        steps: since its workers were last started, oldest first; ``loop.Step`` as dictionaries.
+        steps: as they came, ``loop.Step`` as dictionaries; one that was done again after a crash
+            is there twice.
         total: steps there will be.
         restarts: the cause of each.
         failure: why it gave up for good.

@@ -314,7 +314,7 @@ def _resume(engine: Any, checkpoint: Path | None, pad: int) -> Progress:
             engine.backward(forward_loss(engine, part) * 0)
             engine.step()
 
-    restore_state(engine, load_file(str(checkpoint / STATE_FILE)), len(history), idle_step)
+    restore_state(engine, load_file(str(checkpoint / STATE_FILE)), idle_step)
     best = checkpoint / BEST_FILE
     return Progress(
         history,

@@ -20,6 +20,7 @@ from compass_ray.training.anchoring import trained_parameters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
+STEP = "step"
 
 
 @contextmanager
@@ -36,16 +37,20 @@ def whole(engine: Any, modified: bool = False) -> Iterator[None]:
 
 
 def gather_state(engine: Any) -> dict[str, Tensor]:
-    """Float32 weights and Adam's moments by ``<parameter>/<part>``, on the CPU of every worker."""
+    """Float32 weights and Adam's moments by ``<parameter>/<part>``, and Adam's own count of steps.
+
+    On the CPU of every worker.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    state = {}
+    state = {STEP: next(v[STEP] for v in engine.basic_optimizer.state.values()).float().cpu()}
     for name, parameter in trained_parameters(engine.module).items():
         parts = {WEIGHT: safe_get_full_fp32_param(parameter)}
         for moment in MOMENTS:
             parts[moment] = safe_get_full_optimizer_state(parameter, moment)
         if parts[WEIGHT] is None:  # nothing is partitioned
-            parts = {WEIGHT: parameter, **_moments_of(engine, parameter)}
+            stepped = _stepped(engine, parameter)
+            parts = {WEIGHT: stepped, **_moments_of(engine, stepped)}
         for part, value in parts.items():
             state[f"{name}/{part}"] = (
                 value.detach().float().cpu().reshape(_shape(parameter)).clone()
@@ -53,10 +58,8 @@ def gather_state(engine: Any) -> dict[str, Tensor]:
     return state
 
 
-def restore_state(
-    engine: Any, state: Mapping[str, Tensor], steps: int, idle_step: Callable[[], None]
-) -> None:
-    """Put gathered state into a fresh engine, as it was after so many steps.
+def restore_state(engine: Any, state: Mapping[str, Tensor], idle_step: Callable[[], None]) -> None:
+    """Put gathered state into a fresh engine.
 
     ``idle_step`` takes one optimiser step of no effect: the optimiser makes its moments at the
     first, and only what is there can be written to.
@@ -65,7 +68,7 @@ def restore_state(
 
     idle_step()
     for values in engine.basic_optimizer.state.values():
-        values["step"].fill_(steps)
+        values[STEP].copy_(state[STEP])
     parameters = trained_parameters(engine.module)
     with whole(engine, modified=True):
         for name, parameter in parameters.items():
@@ -79,12 +82,25 @@ def restore_state(
             for moment in MOMENTS:
                 safe_set_full_optimizer_state(parameter, parts[moment], moment)
         else:
-            for moment, value in _moments_of(engine, parameter).items():
+            stepped = _stepped(engine, parameter)
+            stepped.data.copy_(parts[WEIGHT])
+            for moment, value in _moments_of(engine, stepped).items():
                 value.copy_(parts[moment])
 
 
-def _moments_of(engine: Any, parameter: Tensor) -> dict[str, Tensor]:
-    values = engine.basic_optimizer.state[parameter]
+def _stepped(engine: Any, parameter: Tensor) -> Tensor:
+    """What the optimiser steps on where nothing is partitioned: in bf16, a copy in float32."""
+    held = getattr(engine.optimizer, "fp16_groups", [])
+    copies = getattr(engine.optimizer, "fp32_groups", [])
+    for group, copied in zip(held, copies, strict=True):
+        for weight, copy in zip(group, copied, strict=True):
+            if weight is parameter:
+                return copy  # type: ignore[no-any-return]
+    return parameter
+
+
+def _moments_of(engine: Any, stepped: Tensor) -> dict[str, Tensor]:
+    values = engine.basic_optimizer.state[stepped]
     return {moment: values[moment] for moment in MOMENTS}
 
 
