@@ -33,7 +33,7 @@ from compass_ray.training.tracking import Trackers
 log = logging.getLogger(__name__)
 
 STAGE = "train"
-VERSION = 1
+VERSION = 2
 ADAPTER = "adapter"
 LOSS_FILE = "loss.parquet"
 ANCHORS = "anchors.parquet"
