@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,15 @@ class Head:
     def submit(
         self, script: str, config: Path, *options: str, token: bool = True
     ) -> subprocess.CompletedProcess[str]:
+        """A job of a configuration; see ``start``."""
+        return self.start([script, "--config", str(config)], *options, token=token)
+
+    def start(
+        self, command: Sequence[str], *options: str, token: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """``ray job submit``; waits for the job's end without ``--no-wait``."""
         words = ["job", "submit", "--working-dir", ".", *options]
-        return self.ray(*words, "--", sys.executable, script, "--config", str(config), token=token)
+        return self.ray(*words, "--", sys.executable, *command, token=token)
 
     def metrics(self) -> str:
         """What Prometheus would read from the head."""

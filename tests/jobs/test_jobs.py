@@ -60,7 +60,7 @@ def has_checkpoint(storage: Storage) -> bool:
 
 
 def test_two_runs_share_the_cache_and_a_stopped_one_goes_on(  # type: ignore[no-untyped-def]
-    head, storage: Storage, make_config: MakeConfig
+    head, storage: Storage, make_config: MakeConfig, corpus: Path
 ) -> None:
     configs = {
         name: make_config(
@@ -98,6 +98,12 @@ def test_two_runs_share_the_cache_and_a_stopped_one_goes_on(  # type: ignore[no-
     assert resumed and all(after > 0 for after in resumed)
     for stage in ("embed", "cluster", "sample", "train"):
         assert set(attempts(storage, stage).values()) == {1}, stage
+
+    usage = str(corpus / "usage.jsonl")
+    watch = ["jobs/monitor.py", "--run", storage.location("runs/one"), "--usage", usage, "--once"]
+    watched = head.start(watch)
+    assert watched.returncode == 0, watched.stdout
+    assert storage.exists("runs/one/monitor/state.json")
 
 
 def test_a_stopped_search_repeats_no_finished_trial(  # type: ignore[no-untyped-def]
