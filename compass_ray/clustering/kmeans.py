@@ -191,7 +191,9 @@ def _starting_centroids(X_ND: FloatMatrix, k: int, seed: int) -> FloatMatrix:
     if sample < len(X_ND):
         chosen = np.random.default_rng(seed).choice(len(X_ND), sample, replace=False)
         X_ND = X_ND[np.sort(chosen)]
-    centroids_KD, _ = kmeans_plusplus(X_ND, k, random_state=seed)
+    # The same rows are chosen in float32, by distances that scikit-learn then takes in small blocks
+    # of float64: nine times the work.
+    centroids_KD, _ = kmeans_plusplus(X_ND.astype(np.float64), k, random_state=seed)
     return np.ascontiguousarray(centroids_KD, dtype=np.float32)
 
 
