@@ -17,6 +17,7 @@ from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.update import update
 from compass_ray.continual.watch import Look, Watch, looks, shown
 from compass_ray.errors import UserError
+from compass_ray.report.card import write_cards
 from compass_ray.resources import connect
 
 log = logging.getLogger("compass_ray.jobs.monitor")
@@ -59,6 +60,7 @@ def bring_up_to_date(
         window = run.storage.location(run.path(told["kept"]))
         for done in update(run, window, [language], overrides=overrides):
             print(done, flush=True)
+        write_cards(run.storage, run.name)
 
 
 if __name__ == "__main__":
