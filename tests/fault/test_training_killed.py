@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -126,7 +127,11 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A cluster of its own, with a dashboard, that a command reaches by ``RAY_ADDRESS``."""
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 2, "include_dashboard": True}
+    # The Ray of other tests may have the port that a dashboard takes by default.
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster
