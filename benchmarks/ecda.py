@@ -18,14 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import RESULTS, record
 
 from compass_ray import run
 from compass_ray.artifacts import Storage
@@ -188,7 +186,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=None)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--storage", default="outputs")
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "ecda.json"))
+    parser.add_argument("--results", default=str(RESULTS), help="Folder of ecda.json")
     arguments = parser.parse_args()
     data = Path(Storage.open(arguments.storage).path("benchmark-ecda"))
     data.mkdir(parents=True, exist_ok=True)
@@ -199,19 +197,14 @@ def main() -> None:
         details[method] = lines
         rows.append(summary(method, lines))
         print(table(rows), flush=True)
-        machine = (
-            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-        )
         written = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": machine,
             "settings": {
-                k: v for k, v in vars(arguments).items() if k not in ("storage", "output")
+                k: v for k, v in vars(arguments).items() if k not in ("storage", "results")
             },
             "results": rows,
             "lines": details,
         }
-        Path(arguments.output).write_text(json.dumps(written, indent=1) + "\n")
+        record("ecda", written, Path(arguments.results))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from record import record
 
 from compass_ray.config import Config
 from compass_ray.loading import build_config
@@ -183,17 +182,13 @@ def main() -> None:
         through_ray = ray_data(folder, encoder, texts, arguments.rows_per_part)
     for measure, value in through_ray.items():
         print(f"{measure:<32} {value:>8.2f}")
-    output = Path(__file__).parent / "results" / "embedding.json"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
         "rows": len(texts),
         "threads": THREADS,
         "batching_seconds": seconds,
         "ray_data": through_ray,
     }
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    record("embedding", result)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from record import record
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LIMIT_OF_ONE_LOAD = 1.3
@@ -110,10 +110,8 @@ def main() -> None:
     ratio = found["one_load_over_one_and_share"]
     verdict = "under" if ratio < LIMIT_OF_ONE_LOAD else "NOT under"
     print(f"two adapters on one load: {verdict} {LIMIT_OF_ONE_LOAD} × one and the other's items")
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    output = Path(__file__).parent / "results" / "evaluation.json"
     settings = {"model": given.model, "items": given.items, "repeats": given.repeats}
-    output.write_text(json.dumps({"machine": machine, **settings, "results": found}, indent=1))
+    record("evaluation", settings | {"results": found})
 
 
 if __name__ == "__main__":

@@ -2,28 +2,26 @@
 
 ``python benchmarks/kmeans.py`` prints three tables and writes ``benchmarks/results/kmeans.json``.
 Rows are unit vectors around 300 topics, 384 dimensions; K = 100. Fits of one comparison take
-turns, and the median of each counts.
+turns, and the median of each counts. The pace is that of the fastest library whose inertia is
+within 1 % of the best.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
+from record import record
 
 from compass_ray.clustering.kmeans import Clusters, fit_kmeans
 
 K, DIMENSION, TOPICS = 100, 384, 300
 CHUNK = 50_000
+AS_GOOD = 1.01
 
 
 def make_rows(start: int, stop: int, dtype: type = np.float32) -> np.ndarray:
@@ -45,10 +43,10 @@ def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
     return float(np.square(distance, dtype=np.float64).sum())
 
 
-def faiss_default(rows: np.ndarray) -> np.ndarray:
+def faiss_kmeans(rows: np.ndarray, **options: int) -> np.ndarray:
     import faiss
 
-    model = faiss.Kmeans(DIMENSION, K, seed=0)
+    model = faiss.Kmeans(DIMENSION, K, seed=0, **options)
     model.train(rows)
     return model.centroids
 
@@ -63,7 +61,8 @@ def against_libraries(count: int, turns: int) -> list[dict[str, float | str]]:
     rows = make_rows(0, count)
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "compass_ray": lambda rows: fit_kmeans(rows, K).centroids,
-        "faiss.Kmeans": faiss_default,
+        "faiss.Kmeans": faiss_kmeans,  # looks at 256 rows a cluster
+        "faiss, all rows": partial(faiss_kmeans, max_points_per_centroid=count),
         "sklearn KMeans": sklearn_default,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -75,8 +74,10 @@ def against_libraries(count: int, turns: int) -> list[dict[str, float | str]]:
             seconds[name].append(time.perf_counter() - started)
     spent = {name: statistics.median(times) for name, times in seconds.items()}
     reached = {name: inertia(rows, centroids) for name, centroids in found.items()}
-    fastest = min(spent[name] for name in ways if name != "compass_ray")
     best = min(reached.values())
+    # A fit that stops short of the others' inertia sets no pace.
+    as_good = [name for name in ways if reached[name] <= AS_GOOD * best]
+    fastest = min(spent[name] for name in as_good if name != "compass_ray")
     return [
         {
             "fit": name,
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     libraries = against_libraries(arguments.rows, arguments.turns)
-    print(f"{'fit':<16} {'seconds':>8} {'to fastest':>11} {'inertia':>12} {'to best':>8}")
+    print(f"{'fit':<16} {'seconds':>8} {'to the pace':>11} {'inertia':>12} {'to best':>8}")
     for row in libraries:
         print(
             f"{row['fit']:<16} {row['seconds']:>8.2f} {row['time_ratio']:>11.2f} "
@@ -137,16 +138,12 @@ def main() -> None:
     )
     gap = on_sample / every.inertia
     print(f"fit on {arguments.rows:,} of {total:,} rows, inertia to a fit on all: {gap:.4f}")
-    output = Path(__file__).parent / "results" / "kmeans.json"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
         "libraries": libraries,
         "sharded_inertia_ratio": ratio,
         "sample_inertia_ratio": gap,
     }
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    record("kmeans", result)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,10 @@ row draws, the part well spent. Writes ``benchmarks/results/lacking_pool.json``.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from record import record
 
 from compass_ray.artifacts import Storage
 from compass_ray.clustering import fit_kmeans
@@ -94,14 +90,7 @@ def main() -> None:
         results.append({"lacking": lacking, **means})
         print(f"{lacking} of 11 subjects lacking:", end="")
         print("".join(f"  {name} {value:.3f}" for name, value in means.items()), flush=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    told = {
-        "command": f"python benchmarks/{Path(sys.argv[0]).name} --seeds {args.seeds}",
-        "machine": machine,
-        "results": results,
-    }
-    output = Path(__file__).parent / "results" / "lacking_pool.json"
-    output.write_text(json.dumps(told, indent=1) + "\n")
+    record("lacking_pool", {"results": results})
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from record import record
 
 LANGUAGES = ("en", "fr", "es", "de")
 
@@ -123,10 +122,7 @@ def main() -> None:
             f"{rows:>10,} {found['start_gb']:>12.2f} {found['peak_gb']:>8.2f} {growth:>12.2f}",
             flush=True,
         )
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    output = Path(__file__).parent / "results" / "memory.json"
-    result = {"command": " ".join(["python", *sys.argv]), "machine": machine, "results": results}
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    record("memory", {"results": results})
 
 
 if __name__ == "__main__":

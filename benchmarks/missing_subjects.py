@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from record import record
 
 from compass_ray.corpora.atlas import TRAIN_SUBJECTS
 from compass_ray.loading import build_config
@@ -76,10 +74,7 @@ def main() -> None:
             f"{found['language_leakage']:>8.3f} {found['language_leakage_chance']:>7.3f} "
             f"{found['subject_nmi']:>12.3f}"
         )
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    output = Path(__file__).parent / "results" / "missing_subjects.json"
-    told = {"command": " ".join(["python", *sys.argv]), "machine": machine, "results": results}
-    output.write_text(json.dumps(told, indent=1) + "\n")
+    record("missing_subjects", {"results": results})
 
 
 if __name__ == "__main__":

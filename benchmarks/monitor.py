@@ -16,15 +16,11 @@ how lucky that one draw was, and the last table shows how much it can differ. Ru
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from record import record
 from scipy.spatial.distance import jensenshannon
 
 from compass_ray.continual.drift import Located, detect
@@ -127,17 +123,13 @@ def main() -> None:
         spread.append({"reference": reference, "k": 20, "size": 500, "rates": found})
         print(f"{reference:>9,}  {found[0]:.1%}  {found[5]:.1%}  {found[-1]:.1%}", flush=True)
 
-    output = Path(__file__).parent / "results" / "monitor.json"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     written = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
         "seconds": time.perf_counter() - started,
         "alpha": ALPHA,
         "results": results,
         "one_reference": spread,
     }
-    output.write_text(json.dumps(written, indent=1) + "\n")
+    record("monitor", written)
 
 
 if __name__ == "__main__":

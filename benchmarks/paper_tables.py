@@ -10,14 +10,11 @@ through the cache in ``--storage``, so a run that is broken off goes on where it
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
-import platform
-import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from record import RESULTS, machine, record
 
 from compass_ray.compare import BASE, REFERENCE, Answers, Row, as_json, collect, markdown, tabulate
 from compass_ray.config import STRATEGIES, Config
@@ -63,6 +60,8 @@ def make_config(given: argparse.Namespace, space: str, long_context: bool) -> Co
                 "batch_size": 2,
                 "max_length": 256,
                 "learning_rate": 1.0e-3,
+                "precision": "bf16",
+                "adapter": {"dropout": 0.0},  # a fifth of a step on a CPU, and one pass needs none
                 "deepspeed": {"zero_stage": 0},
             },
             "evaluation": evaluation,
@@ -81,39 +80,18 @@ def both_spaces(given: argparse.Namespace, long_context: bool) -> list[Row]:
 
 
 def write(given: argparse.Namespace, tables: dict[str, list[Row]], folder: Path) -> None:
-    about = {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "device": _device(),
-        "settings": {name: value for name, value in vars(given).items() if name != "storage"},
-    }
+    settings = {name: value for name, value in vars(given).items() if name != "storage"}
     shown = [f"# The paper's tables in miniature\n\n{given.budget} rows, {given.steps} steps"]
-    shown.append(f"of training, {given.seeds} seeds; {about['device']}, commit {about['commit']}.")
+    shown.append(f"of training, {given.seeds} seeds; {machine()}.")
     for title, rows in tables.items():
         text = markdown(rows)
         for name, said in NAMES.items():
             text = text.replace(f"| {name} |", f"| {said} |")
         shown.append(f"\n## {title}\n\n{text}\n")
-    folder.mkdir(parents=True, exist_ok=True)
     rows_by_table = {title: as_json(rows) for title, rows in tables.items()}
-    results = json.dumps({**about, "tables": rows_by_table}, indent=1)
-    (folder / "paper_tables.json").write_text(results + "\n")
-    (folder / "paper_tables.md").write_text("\n".join(shown))
-    print("\n".join(shown), f"\n{folder / 'paper_tables.json'}")
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def _device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    path = record("paper_tables", {"settings": settings, "tables": rows_by_table}, folder)
+    path.with_suffix(".md").write_text("\n".join(shown))
+    print("\n".join(shown), f"\n{path}")
 
 
 def main() -> None:
@@ -143,7 +121,7 @@ def main() -> None:
     tables = {"Table 1: items of the language": both_spaces(given, long_context=False)}
     if given.long:
         tables["Table 2: OneRuler"] = both_spaces(given, long_context=True)
-    results = Path(given.storage) if given.small else Path(__file__).parent / "results"
+    results = Path(given.storage) if given.small else RESULTS
     write(given, tables, results)
 
 

@@ -8,19 +8,16 @@ a vocabulary of the row's topic.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 
 # Products of a few hundred rows: BLAS threads would spend the time waiting for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import platform
 import resource
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from record import record
 
 from compass_ray.config import Sampling
 from compass_ray.sampling.baselines import HashedNgrams, dsir_log_weights, dsir_rows
@@ -118,15 +115,7 @@ def main() -> None:
             f"{found['ratio']:>13.2f} {found['gb']:>8.2f}",
             flush=True,
         )
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    output = Path(__file__).parent / "results" / "sampling.json"
-    output.write_text(
-        json.dumps(
-            {"command": " ".join(["python", *sys.argv]), "machine": machine, "results": results},
-            indent=1,
-        )
-        + "\n"
-    )
+    record("sampling", {"results": results})
 
 
 if __name__ == "__main__":

@@ -2,19 +2,18 @@
 
 ``python benchmarks/search.py`` runs 2 budgets × 2 K × 2 temperatures over two languages, as
 ``compass-ray search`` and as runs in storages of their own, prints both times and their ratio, and
-writes ``benchmarks/results/search.json``. With ``--cold 4``, four of the eight runs, spread over
-the space, stand for all of them. The search is started between the runs, so that what else the
-machine does falls on both. Data: atlas, embedded by the bundled encoder. The model is a random
-Llama of two layers: what it learns does not matter here, and training takes the time of its launch.
+writes ``benchmarks/results/search.json``. Then the same search is killed once half of its trials
+are over and started again, and must run only the others. With ``--cold 4``, four of the eight runs,
+spread over the space, stand for all of them. The search is started between the runs, so that what
+else the machine does falls on both. Data: atlas, embedded by the bundled encoder. The model is a
+random Llama of two layers: what it learns does not matter here, and training takes the time of its
+launch.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from record import record
 
 SPACE = {
     "clustering.k": [20, 40],
@@ -81,19 +81,42 @@ def configuration(storage: Path, model: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def timed(command: str, config: dict[str, Any], folder: Path, *overrides: str) -> tuple[float, str]:
-    """Seconds and log of ``compass-ray``, started as a user would: a process with its own Ray."""
+def program(command: str, config: dict[str, Any], folder: Path, *overrides: str) -> list[str]:
+    """``compass-ray`` as a user would start it: a process with its own Ray."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     words = [word for override in overrides for word in ("--set", override)]
-    program = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
+    start = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
+    return [*start, command, str(path), *words]
+
+
+def timed(command: str, config: dict[str, Any], folder: Path, *overrides: str) -> tuple[float, str]:
+    """Its seconds and its log."""
     started = time.monotonic()
-    done = subprocess.run(
-        [*program, command, str(path), *words], stderr=subprocess.PIPE, text=True, check=False
-    )
+    words = program(command, config, folder, *overrides)
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return time.monotonic() - started, done.stderr
+
+
+def killed_half_way(config: dict[str, Any], folder: Path, trials: int) -> dict[str, int]:
+    """Trials that were over when the search was killed, and those run by the same command then."""
+    over = Path(config["run"]["storage"]) / "runs" / config["run"]["name"] / "search/trials"
+    with (folder / "killed.log").open("w") as log:
+        search = subprocess.Popen(program("search", config, folder), stderr=log)
+        while search.poll() is None and len(list(over.glob("*.json"))) < trials // 2:
+            time.sleep(0.2)
+        search.kill()
+        search.wait()
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in over.iterdir()}
+    _, log_of_rest = timed("search", config, folder)
+    for path, found in before.items():
+        if found != (path.read_bytes(), path.stat().st_mtime_ns):
+            raise SystemExit(f"{path.name}: a trial that was over was run again")
+    if f"{trials} trials, {len(before)} of them over already" not in log_of_rest:
+        raise SystemExit(log_of_rest)
+    return {"over_when_killed": len(before), "run_after": len(list(over.iterdir())) - len(before)}
 
 
 def main() -> None:
@@ -126,14 +149,17 @@ def main() -> None:
         )
         for values in measured[half:]:
             run_cold(values)
+        resumed = killed_half_way(configuration(folder / "two", model, rows), folder, len(every))
+        print(
+            f"killed with {resumed['over_when_killed']} trials over, "
+            f"then {resumed['run_after']} were run"
+        )
     eight = sum(cold) * len(every) / len(cold)
     ratio = searched / eight
     print(
         f"{searched:.0f} s against {eight:.0f} s of eight runs ({len(cold)} measured): {ratio:.2f}"
     )
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "pool_rows": rows * len(POOL),
         "embedding_passes": passes,
         "clusterings": clusterings,
@@ -141,9 +167,9 @@ def main() -> None:
         "cold_s": cold,
         "eight_cold_s": eight,
         "ratio": ratio,
+        "killed": resumed,
     }
-    output = Path(__file__).parent / "results" / "search.json"
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    record("search", result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+
+from record import RESULTS, record
 
 from compass_ray.costs import side_by_side
 
@@ -41,7 +42,6 @@ START_S = 20 + 40
 # Assumption: what one node reads from an object store; 8 GPUs a node.
 READ_BYTES_S = 1e9
 DIMENSION = 1_024
-RESULTS = Path(__file__).parent / "results"
 
 
 def select_seconds() -> float:
@@ -82,7 +82,7 @@ def main() -> None:
     print(f"vectors: {POOL_ROWS * DIMENSION * 2 / 1e12:.2f} TB")
     print(f"training, GPU-hours without starts: {_training_gpu_hours():.2f}")
     print(f"rounds of training: {[math.ceil(LANGUAGES / gpus) for gpus in GPUS]}")
-    (RESULTS / "sizing.json").write_text(json.dumps({"wall_hours": results}, indent=1) + "\n")
+    record("sizing", {"wall_hours": results})
 
 
 def _training_gpu_hours() -> float:

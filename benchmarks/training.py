@@ -9,21 +9,18 @@ that is cut at 1,024.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import numpy as np
 import torch
+from record import record
 
 from compass_ray.config import Training
 from compass_ray.models import load_base, load_tokenizer
@@ -120,17 +117,13 @@ def main() -> None:
         print(f"{name:<14} {rate:>9.1f}")
     print(f"packed to padded: {gain:.2f}")
 
-    output = Path(__file__).parent / "results" / "training.json"
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine,
         "model": MODEL,
         "tokens_per_second": loops | layouts,
         "loop_ratio": ratio,
         "packing_ratio": gain,
     }
-    output.write_text(json.dumps(result, indent=1) + "\n")
+    record("training", result)
 
 
 def start_group() -> None:

@@ -1,0 +1,47 @@
+"""Keeps what a benchmark found in ``results/NAME.json``, with what it was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(name: str, found: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write ``found`` with the command, machine, commit and time; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(about() | found, indent=1) + "\n")
+    return path
+
+
+def about() -> dict[str, str]:
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    return {
+        "command": " ".join(["python", *words]),
+        "machine": machine(),
+        "commit": _commit(),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def machine() -> str:
+    import torch
+
+    cores = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    if not torch.cuda.is_available():
+        return cores
+    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, {cores}"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
