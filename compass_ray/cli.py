@@ -182,7 +182,8 @@ def monitor(
     """Has usage drifted from what the adapters were built for? Exit code 0 stable, 3 drift."""
     configure_logging(verbose)
     from compass_ray.continual.runfolder import RunFolder
-    from compass_ray.continual.watch import Watch, looks, shown
+    from compass_ray.continual.text import shown
+    from compass_ray.continual.watch import Watch, looks
     from compass_ray.report.page import write_report
 
     folder = RunFolder.open(run)

@@ -14,8 +14,9 @@ import sys
 
 from compass_ray.cli import configure_logging
 from compass_ray.continual.runfolder import RunFolder
+from compass_ray.continual.text import shown
 from compass_ray.continual.update import update
-from compass_ray.continual.watch import Look, Watch, looks, shown
+from compass_ray.continual.watch import Look, Watch, looks
 from compass_ray.errors import UserError
 from compass_ray.report.card import write_cards
 from compass_ray.resources import connect

@@ -12,19 +12,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from itertools import islice, takewhile
-from pathlib import Path
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, urlencode
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from compass_ray import languages, records
 from compass_ray.artifacts import shown
+from compass_ray.corpora.places import Place, first_line
 from compass_ray.errors import UserError
 from compass_ray.formats import find_format, rename
 from compass_ray.records import Normalised, Role
@@ -43,8 +41,6 @@ _BATCH_ROWS = 4096
 _CHUNK_BYTES = 1 << 20
 # A line longer than this is a file that is no JSON lines, and would fill the memory.
 _MAX_LINE_BYTES = 64 << 20
-_URI = re.compile(r"(?P<root>[a-z][a-z0-9+.-]*://[^/?]*)(?P<path>[^?]*)(?P<query>\?.*)?")
-_PATTERN = re.compile(r"[*?[]")
 _HUB = re.compile(r"hf:(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -110,11 +106,11 @@ def list_files(source: Source) -> list[FileRef]:
             f"{shown(source.path)}: split and subset are of hub datasets (hf:owner/name); "
             "choose files by their path"
         )
-    place = _Place.of(source.path)
+    place = Place.of(source.path)
     try:
         found = list(place.files())
     except OSError as error:
-        raise UserError(f"{shown(source.path)}: cannot be listed ({_line(error)})") from error
+        raise UserError(f"{shown(source.path)}: cannot be listed ({first_line(error)})") from error
     refs = [
         FileRef(place.uri(info.path), kind[0], info.size or 0, info.mtime_ns or 0)
         for info in found
@@ -146,11 +142,11 @@ def open_stream(ref: FileRef) -> pa.NativeFile:
     Raises:
         UserError: The file cannot be opened.
     """
-    place = _Place.of(ref.uri)
+    place = Place.of(ref.uri)
     try:
         return place.filesystem.open_input_stream(place.path, compression=None)
     except OSError as error:
-        raise UserError(f"{ref.name}: cannot be read ({_line(error)})") from error
+        raise UserError(f"{ref.name}: cannot be read ({first_line(error)})") from error
 
 
 def read_files(files: Iterable[FileRef], source: Source, role: Role) -> Iterator[Normalised]:
@@ -208,71 +204,6 @@ def read_file(
         yield _weighted(part, source.weight)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A path on a filesystem, and how to write paths of that filesystem as URIs again."""
-
-    filesystem: pafs.FileSystem
-    path: str
-    prefix: str
-    query: str
-
-    @classmethod
-    def of(cls, path: str) -> _Place:
-        match = _URI.fullmatch(path)
-        if match is None:
-            local = Path(path).expanduser()
-            absolute = (local if local.is_absolute() else Path.cwd() / local).as_posix()
-            return cls(pafs.LocalFileSystem(), absolute, "", "")
-        query = match["query"] or ""
-        try:
-            # The root alone, so that a key is never read as an escaped URI.
-            filesystem, root = pafs.FileSystem.from_uri(f"{match['root']}/{query}")
-        except (pa.ArrowException, OSError, ImportError) as error:
-            raise UserError(
-                f"{shown(path)}: no storage that can be read ({_line(error)})"
-            ) from error
-        root = root.rstrip("/")
-        prefix = match["root"].removesuffix(root)
-        key = match["path"].strip("/")
-        return cls(filesystem, f"{root}/{key}" if key else root or "/", prefix, query)
-
-    def uri(self, path: str) -> str:
-        return f"{self.prefix}{path}{self.query}"
-
-    def files(self) -> Iterator[pafs.FileInfo]:
-        info = self.filesystem.get_file_info(self.path)
-        if info.type == pafs.FileType.File:
-            yield info
-        elif info.type == pafs.FileType.Directory:
-            yield from self._below(self.path, ["**"], hidden=(".", "_"))
-        else:
-            parts = self.path.split("/")
-            fixed = list(takewhile(lambda part: not _PATTERN.search(part), parts))
-            if len(fixed) < len(parts):
-                yield from self._below("/".join(fixed) or "/", parts[len(fixed) :], hidden=(".",))
-
-    def _below(
-        self, folder: str, patterns: list[str], hidden: tuple[str, ...]
-    ) -> Iterator[pafs.FileInfo]:
-        deep = len(patterns) > 1 or patterns == ["**"]
-        selector = pafs.FileSelector(folder, recursive=deep, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
-            parts = info.path.removeprefix(folder).strip("/").split("/")
-            if info.type != pafs.FileType.File or any(part.startswith(hidden) for part in parts):
-                continue
-            if _matches(parts, patterns):
-                yield info
-
-
-def _matches(parts: list[str], patterns: list[str]) -> bool:
-    if not patterns:
-        return not parts
-    if patterns[0] == "**":
-        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
 def _kind(path: str) -> tuple[str, str | None] | None:
     """Kind and compression of a file by its extension."""
     name = path.lower()
@@ -297,7 +228,7 @@ def _read_jsonl(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
 
 
 def _lines(ref: FileRef) -> Iterator[bytes]:
-    place = _Place.of(ref.uri)
+    place = Place.of(ref.uri)
     _, compression = _kind(place.path) or (None, None)
     number, rest = 0, b""
     try:
@@ -312,7 +243,7 @@ def _lines(ref: FileRef) -> Iterator[bytes]:
                     )
                 yield from lines
     except OSError as error:
-        raise UserError(f"{ref.name}: cannot be read ({_line(error)})") from error
+        raise UserError(f"{ref.name}: cannot be read ({first_line(error)})") from error
     yield rest
 
 
@@ -331,7 +262,7 @@ def _objects(lines: Iterable[bytes], name: str) -> Iterator[Record]:
             ) from None
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{where}: not valid JSON ({_line(error)}); expected one object a line"
+                f"{where}: not valid JSON ({first_line(error)}); expected one object a line"
             ) from None
         if not isinstance(value, dict):
             raise UserError(f"{where}: a {type(value).__name__}; expected one object a line")
@@ -339,7 +270,7 @@ def _objects(lines: Iterable[bytes], name: str) -> Iterator[Record]:
 
 
 def _read_parquet(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
-    place = _Place.of(ref.uri)
+    place = Place.of(ref.uri)
     try:
         with (
             place.filesystem.open_input_file(place.path) as file,
@@ -348,7 +279,7 @@ def _read_parquet(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
             for batch in parquet.iter_batches(batch_rows):
                 yield records.as_records(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{ref.name}: not a readable Parquet file ({_line(error)})") from error
+        raise UserError(f"{ref.name}: not a readable Parquet file ({first_line(error)})") from error
 
 
 def _read_hub(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
@@ -366,7 +297,7 @@ def _read_hub(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
         )
         yield from _chunks(rows, batch_rows)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{ref.name}: cannot be read from the hub ({_line(error)})") from error
+        raise UserError(f"{ref.name}: cannot be read from the hub ({first_line(error)})") from error
 
 
 _READERS = {"jsonl": _read_jsonl, "parquet": _read_parquet, "hub": _read_hub}
@@ -401,8 +332,3 @@ def _weighted(part: Normalised, weight: float) -> Normalised:
     i = part.rows.schema.get_field_index("weight")
     weights = pc.multiply(part.rows.column(i), weight)
     return Normalised(part.rows.set_column(i, part.rows.schema.field(i), weights), part.rejected)
-
-
-def _line(error: BaseException) -> str:
-    """First line of an error's message; Arrow repeats a URI there, credentials and all."""
-    return shown(next(iter(str(error).strip().splitlines()), type(error).__name__))

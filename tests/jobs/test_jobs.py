@@ -64,7 +64,10 @@ def test_two_runs_share_the_cache_and_a_stopped_one_goes_on(  # type: ignore[no-
 ) -> None:
     configs = {
         name: make_config(
-            f"{name}.yaml", run={"name": name, "storage": storage.uri}, training=TRAINING
+            f"{name}.yaml",
+            run={"name": name, "storage": storage.uri},
+            languages=["de"],
+            training=TRAINING,
         )
         for name in ("one", "two")
     }
@@ -113,21 +116,21 @@ def test_a_stopped_search_repeats_no_finished_trial(  # type: ignore[no-untyped-
         run={"name": "searched", "storage": storage.uri},
         languages=["de"],
         training={"max_steps": 4},
-        search={"space": {"sampling.budget": [10, 20, 30]}, "max_parallel_trials": 1},
+        search={"space": {"sampling.budget": [10, 20]}, "max_parallel_trials": 1},
     )
     folder = "runs/searched/search/trials"
     head.submit("jobs/search.py", config, "--submission-id=search", "--no-wait")
     poll(lambda: bool(storage.list_files(folder)), "first trial")
     assert head.ray("job", "stop", "search").returncode == 0
     finished = {name: storage.read_bytes(f"{folder}/{name}") for name in storage.list_files(folder)}
-    assert 0 < len(finished) < 3
+    assert len(finished) == 1
 
     again = head.submit("jobs/search.py", config)
     assert again.returncode == 0, again.stdout
-    assert f"3 trials, {len(finished)} of them over already" in again.stdout
+    assert "2 trials, 1 of them over already" in again.stdout
     for name, trial in finished.items():
         assert storage.read_bytes(f"{folder}/{name}") == trial
     table = storage.read_table("runs/searched/search.parquet")
-    assert sorted(table["sampling.budget"].to_pylist()) == [10, 20, 30]
+    assert sorted(table["sampling.budget"].to_pylist()) == [10, 20]
     assert pc.all(pc.equal(table["status"], "finished")).as_py()
     assert storage.exists("runs/searched/best.yaml")

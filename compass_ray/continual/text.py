@@ -1,0 +1,46 @@
+"""What a look at a usage log came to, for a person or a script."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compass_ray.continual.watch import Look
+
+
+def shown(look: Look, as_json: bool) -> str:
+    """What a look came to, for a person or, in one line, for a script."""
+    if not as_json:
+        return table(look)
+    told = {"drifted": look.drifted, "prompts": dict(look.prompts), "windows": look.windows}
+    return json.dumps({**told, "standing": look.standing}, ensure_ascii=False)
+
+
+def table(look: Look) -> str:
+    """The windows of a look, a line each, and what moved in those that drifted."""
+    lines = []
+    for told in look.windows or look.standing.values():
+        verdict = "drift" if told["drifted"] else "stable"
+        if "loss" in told:
+            loss = told["loss"]
+            verdict += f", loss {loss['mean']:.3f} (threshold {loss['threshold']:.3f})"
+            verdict += " worse" if told["worse"] else ""
+        lines.append(
+            f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts  "
+            f"divergence {told['divergence']:.3f} (threshold {told['threshold']:.3f})  "
+            f"novel {told['novel_share']:.1%} (threshold {told['novel_threshold']:.1%})  {verdict}"
+        )
+        if not told["drifted"]:
+            continue
+        for move in told["moves"]:
+            share = f"{move['before']:.1%} -> {move['after']:.1%}"
+            lines.append(f"      cluster {move['cluster']:>3}: {share:<16} {_first(move)}".rstrip())
+        if told["novel"]:
+            shown = told.get("novel_examples", [])
+            lines += [f"      novel: {json.dumps(text, ensure_ascii=False)}" for text in shown]
+    return "\n".join(lines)
+
+
+def _first(move: dict[str, Any]) -> str:
+    examples = move.get("examples")
+    return json.dumps(examples[0], ensure_ascii=False) if examples else ""
