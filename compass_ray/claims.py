@@ -33,6 +33,12 @@ class _Claim:
         await asyncio.Event().wait()
 
 
+def claim_name(storage: Storage, stage: str, fingerprint: str) -> str:
+    # Names are shown in Ray's dashboard, and a URI may hold a secret.
+    entry = artifacts.fingerprint(storage=storage.uri, stage=stage, entry=fingerprint)
+    return f"claim-{stage}-{entry}"
+
+
 @contextmanager
 def claim(storage: Storage, stage: str, fingerprint: str) -> Iterator[None]:
     """Hold the only claim on a cache entry; waits while someone else holds it.
@@ -40,9 +46,7 @@ def claim(storage: Storage, stage: str, fingerprint: str) -> Iterator[None]:
     Look into the cache again once it is held: whoever held it before may have done the work.
     """
     connect()
-    # Names are shown in Ray's dashboard, and a URI may hold a secret.
-    name = artifacts.fingerprint(storage=storage.uri, stage=stage, entry=fingerprint)
-    name = f"claim-{stage}-{name}"
+    name = claim_name(storage, stage, fingerprint)
     holder = _try_to_take(name)
     if holder is None:
         log.info("%s: waiting for another run or trial that is at the same work", stage)

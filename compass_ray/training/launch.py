@@ -23,11 +23,12 @@ import ray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
-from compass_ray.claims import claim
+from compass_ray.claims import claim, claim_name
 from compass_ray.config import Config, Training
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.stage import SUBSET
 from compass_ray.training.board import Reader, make_board
+from compass_ray.training.placement import free, free_abandoned, mark
 from compass_ray.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ VERSION = 2
 ADAPTER = "adapter"
 LOSS_FILE = "loss.parquet"
 ANCHORS = "anchors.parquet"
+# Seconds between two looks for what stopped trials and dead controllers have left behind.
+SWEEP_S = 30
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class Job:
     workers: int
     shape: WorkerShape
     start: StartFrom | None = None
+
+    @property
+    def claim(self) -> str:
+        return claim_name(self.subset.storage, STAGE, self.fingerprint)
 
 
 @dataclass
@@ -147,6 +154,7 @@ def _run_side_by_side(
     here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     fit = _fit.options(runtime_env={"env_vars": here})
     running: dict[ray.ObjectRef[Artifact], Job] = {}
+    sweep = 0.0
     while waiting or running:
         while waiting and len(running) < parallel:
             job = waiting.pop(0)
@@ -156,6 +164,9 @@ def _run_side_by_side(
             )
         done, _ = ray.wait(list(running), timeout=2)
         reader.read()
+        if time.monotonic() >= sweep:
+            free_abandoned()
+            sweep = time.monotonic() + SWEEP_S
         for ref in done:
             job = running.pop(ref)
             try:
@@ -204,6 +215,8 @@ def _fit_until_done(job: Job, board: Any, runs: str) -> Any:
 
     failures = 0
     while True:
+        # What a controller left that died, under this task or one that Ray started before it.
+        free(job.claim)
         try:
             with _own_interrupts():
                 return _trainer(job, board, runs).fit()
@@ -233,7 +246,7 @@ def _trainer(job: Job, board: Any, runs: str) -> Any:
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=on_gpu,
-            resources_per_worker=_reservation(job.shape),
+            resources_per_worker=_reservation(job),
         ),
         run_config=RunConfig(
             name="adapter",
@@ -254,8 +267,8 @@ def _own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
-def _reservation(shape: WorkerShape) -> dict[str, float]:
-    wanted = {"CPU": shape.cpus, "GPU": shape.gpus}
+def _reservation(job: Job) -> dict[str, float]:
+    wanted = {"CPU": job.shape.cpus, "GPU": job.shape.gpus, "memory": mark(job.claim)}
     return {name: amount for name, amount in wanted.items() if amount}
 
 

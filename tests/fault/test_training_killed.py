@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from ray.util.state import list_actors, list_placement_groups
 
 pytestmark = pytest.mark.ray
 
@@ -138,6 +139,12 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
+def placed(address: str) -> set[str]:
+    """Placement groups of training that have their place."""
+    groups = list_placement_groups(address=address, detail=True)
+    return {group.placement_group_id for group in groups if group.state == "CREATED"}
+
+
 def test_a_lost_node_moves_its_workers_to_another(
     make_config: MakeConfig, tmp_path: Path, two_nodes: Any
 ) -> None:
@@ -168,3 +175,25 @@ def test_a_lost_node_moves_its_workers_to_another(
     assert summary["steps"] == STEPS
     (resumed,) = summary["resumed_after"]
     assert reached - INTERVAL <= resumed < STEPS
+
+
+def test_a_controller_that_dies_before_its_workers_started_keeps_no_slot(
+    make_config: MakeConfig, two_nodes: Any, tmp_path: Path
+) -> None:
+    """What one attempt leaves behind is what the next one needs: the worker takes every core."""
+    address, log = two_nodes.address, tmp_path / "log"
+    training = {**TRAINING, "max_steps": 2, "workers_per_language": 1}
+    path = make_config(languages=["de"], training=training, resources={"threads_per_worker": 2})
+    with log.open("wb") as file:
+        process = subprocess.Popen([*COMMAND, str(path)], stderr=file, start_new_session=True)
+    # Placed, but the process that is to train has only begun to import.
+    wait_until(lambda: placed(address), process, log)
+    (controller,) = [
+        actor.pid
+        for actor in list_actors(address=address)
+        if actor.class_name == "TrainController" and actor.state == "ALIVE"
+    ]
+    os.kill(controller, signal.SIGKILL)
+    assert process.wait(timeout=PATIENCE_S) == 0, log.read_text()
+    assert "starting again" in log.read_text()
+    assert told(tmp_path / "storage")["steps"] == 2

@@ -1,0 +1,60 @@
+"""Placement groups that a Train controller left behind.
+
+Train has a group freed after its controller only once the group's workers have started. A
+controller that dies before, or is stopped with its trial, leaves the group for as long as the Ray
+job lasts, and whatever is trained next waits behind it. So each group carries a mark, a few bytes
+of memory in its bundles, of the claim it was made under.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from zlib import crc32
+
+import ray
+from ray.util import list_named_actors
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from compass_ray.claims import NAMESPACE
+
+log = logging.getLogger(__name__)
+
+# Bytes, so that a mark reserves next to nothing; no group of anyone else reserves as little.
+_MARKS = 1 << 24
+
+
+def mark(claim: str) -> int:
+    """Bytes of memory that say under which claim a group was made, 1 to 16 MiB."""
+    return 1 + crc32(claim.encode()) % _MARKS
+
+
+def free(claim: str) -> None:
+    """Remove what was made under a claim; for its holder, between two controllers."""
+    _remove(group for group, found in _marked() if found == mark(claim))
+
+
+def free_abandoned() -> None:
+    """Remove every marked group whose claim nobody holds any more."""
+    marked = list(_marked())
+    # Read after the groups: whoever makes a group has held its claim before.
+    actors = list_named_actors(all_namespaces=True)
+    held = {mark(actor["name"]) for actor in actors if actor["namespace"] == NAMESPACE}
+    _remove(group for group, found in marked if found not in held)
+
+
+def _remove(groups: Iterable[PlacementGroup]) -> None:
+    for group in groups:
+        log.debug("train: removing placement group %s, its controller is gone", group.id.hex())
+        remove_placement_group(group)
+
+
+def _marked() -> Iterator[tuple[PlacementGroup, int]]:
+    for name, told in placement_group_table().items():
+        marks = {int(bundle.get("memory", 0)) for bundle in told["bundles"].values()}
+        if told["state"] != "REMOVED" and len(marks) == 1 and 0 < (found := marks.pop()) <= _MARKS:
+            yield PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))), found
