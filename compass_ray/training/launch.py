@@ -180,7 +180,8 @@ def _run_side_by_side(
 
 def _root_cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    # Ray goes on with what kills processes in general.
+    return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__
 
 
 def back_off(failures: int) -> float:
