@@ -125,7 +125,7 @@ class Progress:
         return [step for step in self.history if step.validation_loss is not None]
 
     def validation_losses(self) -> list[float]:
-        return [loss for step in self.validations() if (loss := step.validation_loss) is not None]
+        return [s.validation_loss for s in self.history if s.validation_loss is not None]
 
 
 def train(

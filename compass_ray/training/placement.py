@@ -2,8 +2,8 @@
 
 Train has a group freed after its controller only once the group's workers have started. A
 controller that dies before, or is stopped with its trial, leaves the group for as long as the Ray
-job lasts, and whatever is trained next waits behind it. So each group carries a mark, a few bytes
-of memory in its bundles, of the claim it was made under.
+job lasts, and whatever is trained next waits behind it. So each group carries a mark of the claim
+it was made under: a little memory in its bundles, since Train gives its groups no name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARKS = 1 << 24
 
 
 def mark(claim: str) -> int:
-    """Bytes of memory that say under which claim a group was made, 1 to 16 MiB."""
+    """Memory in bytes, 1 to 2**24, that says under which claim a group was made."""
     return 1 + crc32(claim.encode()) % _MARKS
 
 

@@ -139,12 +139,6 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def placed(address: str) -> set[str]:
-    """Placement groups of training that have their place."""
-    groups = list_placement_groups(address=address, detail=True)
-    return {group.placement_group_id for group in groups if group.state == "CREATED"}
-
-
 def test_a_lost_node_moves_its_workers_to_another(
     make_config: MakeConfig, tmp_path: Path, two_nodes: Any
 ) -> None:
@@ -175,6 +169,12 @@ def test_a_lost_node_moves_its_workers_to_another(
     assert summary["steps"] == STEPS
     (resumed,) = summary["resumed_after"]
     assert reached - INTERVAL <= resumed < STEPS
+
+
+def placed(address: str) -> set[str]:
+    """Placement groups that have their place."""
+    groups = list_placement_groups(address=address, detail=True)
+    return {group.placement_group_id for group in groups if group.state == "CREATED"}
 
 
 def test_a_controller_that_dies_before_its_workers_started_keeps_no_slot(
