@@ -167,7 +167,7 @@ class Clustering(Section):
         description="Number of clusters; several, or {from: 20, to: 200}, to choose the best by "
         "silhouette (kmeans) or DBCV (hdbscan, which comes as near as it can)",
     )
-    backend: Literal["auto", "cuml", "faiss", "sklearn"] = "auto"
+    backend: Literal["auto", "cuml", "torch", "faiss", "sklearn"] = "auto"
     fit_rows: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         200_000,
         description="Rows of the pool to fit on, balanced over languages; all: every row, held "
@@ -188,11 +188,16 @@ class Clustering(Section):
 
     @model_validator(mode="after")
     def _backend_has_method(self) -> Clustering:
-        if self.method == "hdbscan" and self.backend == "faiss":
-            raise ValueError("backend faiss has no hdbscan; choose auto, cuml or sklearn")
+        if self.method == "hdbscan" and self.backend in ("torch", "faiss"):
+            raise ValueError(f"backend {self.backend} has no hdbscan; choose auto, cuml or sklearn")
         if self.method == "hdbscan" and self.fit_rows == "all":
             raise ValueError("fit_rows all is for kmeans; hdbscan takes a number of rows")
         return self
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the fit uses a GPU where there is one."""
+        return self.backend in ("auto", "cuml", "torch")
 
     def candidates(self) -> list[int]:
         """The numbers of clusters to try, rising; a range is tried at even ratios."""

@@ -165,7 +165,11 @@ def _cuml(on_gpu: bool) -> Check:
         return Check("cuml", "ok", ", ".join(" ".join(pair) for pair in found))
     if not on_gpu:
         return Check("cuml", "note", "not installed; only of use with a GPU")
-    return Check("cuml", "missing", f"not installed, k-means runs on the CPU; {_GPU_EXTRA}")
+    return Check(
+        "cuml",
+        "missing",
+        f"not installed, k-means runs in PyTorch and HDBSCAN on the CPU; {_GPU_EXTRA}",
+    )
 
 
 def _bundled_model(name: str, needed: bool) -> Check:

@@ -46,6 +46,6 @@ def _held(stage: str, config: Config, on: Cluster) -> float:
             return actors if on_gpu else 0.0
         return actors * config.embedding.threads
     if stage == "cluster":
-        return float(config.clustering.backend in ("auto", "cuml")) if on.gpus else on.cpus
+        return float(config.clustering.wants_gpu) if on.gpus else on.cpus
     shape = worker_shape(config, on)
     return on.slots(shape.cpus, shape.gpus) * (shape.gpus if on.gpus else shape.cpus)

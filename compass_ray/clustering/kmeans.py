@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import IO, Any
 
@@ -116,8 +116,9 @@ def fit_kmeans(X: ArrayLike, k: int, backend: str = "auto", seed: int = 0) -> Cl
     Args:
         X: finite floating point vectors, [N, D]; worked on in float32.
         k: number of clusters, 1 to N.
-        backend: ``sklearn``, ``faiss``, ``cuml`` or ``auto`` (see ``pick_backend``).
-        seed: of the start; equal seeds give equal clusters on one backend and machine.
+        backend: ``sklearn``, ``faiss``, ``torch``, ``cuml`` or ``auto`` (see ``pick_backend``).
+        seed: of the start; equal seeds give equal clusters on one backend and machine, on a GPU
+            up to rounding.
 
     Raises:
         UserError: ``k`` does not fit the rows, a row is not finite, or the backend is unknown or
@@ -142,15 +143,17 @@ def fit_kmeans(X: ArrayLike, k: int, backend: str = "auto", seed: int = 0) -> Cl
 def pick_backend(name: str = "auto", method: str = "kmeans") -> str:
     """The backend a name stands for.
 
-    ``auto`` is cuml where it is installed and there is a GPU, else faiss where it is installed
-    (for kmeans only), else sklearn.
+    ``auto`` is, where there is a GPU, cuml if it is installed, else torch; and without a GPU faiss
+    if it is installed, else sklearn. torch and faiss are for kmeans only.
 
     Raises:
         UserError: the name is unknown, or that backend cannot run here.
     """
     if name == "auto":
-        fitting = (b for b in _RUNS_HERE if method == "kmeans" or b != "faiss")
-        return next(backend for backend in fitting if _RUNS_HERE[backend]())
+        if method == "kmeans" and not _RUNS_HERE["cuml"]() and _has_gpu():
+            return "torch"
+        automatic = ("cuml", "faiss", "sklearn") if method == "kmeans" else ("cuml", "sklearn")
+        return next(backend for backend in automatic if _RUNS_HERE[backend]())
     if name not in _RUNS_HERE:
         raise UserError(
             f"clustering.backend: {name!r} is unknown; choose auto, {', '.join(_RUNS_HERE)}"
@@ -171,13 +174,21 @@ def _cuml_runs() -> bool:
         return False
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 _RUNS_HERE: dict[str, Callable[[], bool]] = {
     "cuml": _cuml_runs,
+    "torch": lambda: find_spec("torch") is not None,
     "faiss": lambda: find_spec("faiss") is not None,
     "sklearn": lambda: find_spec("sklearn") is not None,
 }
 _NEEDS = {
     "cuml": "it needs the package cuml-cu12 and a GPU",
+    "torch": "it needs the package torch",
     "faiss": "it needs the package faiss-cpu or faiss-gpu-cu12",
     "sklearn": "it needs the package scikit-learn",
 }
@@ -252,8 +263,19 @@ def _fit_cuml(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatri
     return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32)
 
 
+def _fit_torch(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
+    import torch
+
+    from compass_ray.clustering.lloyd import iterate, part_sums
+
+    rows_ND = torch.from_numpy(X_ND).to("cuda" if _has_gpu() else "cpu")
+    centroids_KD, _ = iterate(partial(part_sums, rows_ND, None), start_KD, ITERATIONS)
+    return centroids_KD
+
+
 _FITTERS: dict[str, Callable[[FloatMatrix, FloatMatrix, int], FloatMatrix]] = {
     "cuml": _fit_cuml,
+    "torch": _fit_torch,
     "faiss": _fit_faiss,
     "sklearn": _fit_sklearn,
 }

@@ -8,7 +8,7 @@ Shapes: N rows, D dimensions, K clusters, F farthest rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from compass_ray.errors import UserError
 
 # Numbers in one block of distances, 64 MB of float32.
 _BLOCK = 1 << 24
+# Relative fall of the inertia below which another iteration is not worth its pass.
+_TOLERANCE = 1e-5
 # Rows a part offers for clusters without any; more are empty only on degenerate data.
 _FARTHEST = 16
 
@@ -112,6 +114,32 @@ def next_centroids(sums: Sums, centroids_KD: NDArray[np.float32]) -> NDArray[np.
     free = np.flatnonzero(sums.distances_F > 0)[: len(empty)]
     moved_KD[empty[: len(free)]] = sums.farthest_FD[free]
     return moved_KD
+
+
+def iterate(
+    step: Callable[[NDArray[np.float32]], Sums],
+    start_KD: NDArray[np.float32],
+    iterations: int,
+    on_iteration: Callable[[int, float], None] = lambda number, inertia: None,
+) -> tuple[NDArray[np.float32], float]:
+    """Lloyd's k-means from given centroids; returns the last centroids and their inertia.
+
+    Args:
+        step: the sums of all rows for given centroids.
+        start_KD: centroids to start from.
+        iterations: most iterations; fewer when the inertia hardly falls any more.
+        on_iteration: told the number of each iteration, from 1, and the inertia before it.
+    """
+    centroids_KD, before = start_KD, np.inf
+    for number in range(iterations + 1):
+        sums = step(centroids_KD)
+        # The last pass only measures: an inertia is that of the centroids it is stored with.
+        if number == iterations or sums.inertia > before * (1 - _TOLERANCE):
+            break
+        before = sums.inertia
+        centroids_KD = next_centroids(sums, centroids_KD)
+        on_iteration(number + 1, sums.inertia)
+    return centroids_KD, sums.inertia
 
 
 def _blocks(rows: int, width: int) -> list[slice]:

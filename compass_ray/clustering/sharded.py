@@ -16,14 +16,12 @@ import ray
 from numpy.typing import NDArray
 
 from compass_ray.clustering.kmeans import ITERATIONS, Clusters
-from compass_ray.clustering.lloyd import Sums, add_parts, next_centroids, part_sums
+from compass_ray.clustering.lloyd import Sums, add_parts, iterate, part_sums
 from compass_ray.progress import Progress
 
 log = logging.getLogger(__name__)
 
 BACKEND = "sharded"
-# Relative fall of the inertia below which another iteration is not worth its pass.
-TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +79,15 @@ class _Shard:
         return part_sums(self._rows_ND, self._weights_N, centroids_KD)
 
 
-def _iterate(actors: list[Any], centroids_KD: NDArray[np.float32], iterations: int) -> Clusters:
+def _iterate(actors: list[Any], start_KD: NDArray[np.float32], iterations: int) -> Clusters:
     progress = Progress("cluster", iterations, "iterations")
-    before = np.inf
-    for number in range(iterations + 1):
+
+    def step(centroids_KD: NDArray[np.float32]) -> Sums:
         shared = ray.put(centroids_KD)
-        sums = add_parts(ray.get([actor.step.remote(shared) for actor in actors]))
-        # The last pass only measures: an inertia is that of the centroids it is stored with.
-        if number == iterations or sums.inertia > before * (1 - TOLERANCE):
-            break
-        before = sums.inertia
-        centroids_KD = next_centroids(sums, centroids_KD)
-        progress.at(number + 1, f"inertia {sums.inertia:.6g}")
-    return Clusters(centroids_KD, sums.inertia, BACKEND)
+        return add_parts(ray.get([actor.step.remote(shared) for actor in actors]))
+
+    def tell(number: int, inertia: float) -> None:
+        progress.at(number, f"inertia {inertia:.6g}")
+
+    centroids_KD, inertia = iterate(step, start_KD, iterations, tell)
+    return Clusters(centroids_KD, inertia, BACKEND)

@@ -154,7 +154,7 @@ def _cluster(
     pool = [replace(w, shares=shares) for w in work if w.part.part.role == "auxiliary"]
     sampled = sum(map_parts(pool, partial(sampling, space), actors=slots, cpus=1))
     log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
-    on_gpu = 1 if cluster().gpus and config.clustering.backend in ("auto", "cuml") else 0
+    on_gpu = 1 if cluster().gpus and config.clustering.wants_gpu else 0
     fit = ray.remote(fit_sample).options(num_cpus=1, num_gpus=on_gpu)
     fitted: Fitted = ray.get(fit.remote(config, draft, space))
     choice, space = fitted.choice, fitted.space

@@ -188,22 +188,26 @@ def test_what_are_no_vectors_is_refused(X):
 
 
 @pytest.mark.parametrize(
-    ("runs", "picked"),
+    ("runs", "gpu", "picked"),
     [
-        ({"cuml": True, "faiss": True, "sklearn": True}, "cuml"),
-        ({"cuml": False, "faiss": True, "sklearn": True}, "faiss"),
-        ({"cuml": False, "faiss": False, "sklearn": True}, "sklearn"),
+        ({"cuml": True, "faiss": True}, True, "cuml"),
+        ({"cuml": False, "faiss": True}, True, "torch"),
+        ({"cuml": False, "faiss": True}, False, "faiss"),
+        ({"cuml": False, "faiss": False}, False, "sklearn"),
     ],
 )
-def test_auto_picks_the_fastest_backend_that_runs_here(monkeypatch, runs, picked):
+def test_auto_picks_the_fastest_backend_that_runs_here(monkeypatch, runs, gpu, picked):
     for name, answer in runs.items():
         monkeypatch.setitem(kmeans._RUNS_HERE, name, lambda answer=answer: answer)
+    monkeypatch.setattr(kmeans, "_has_gpu", lambda: gpu)
     assert pick_backend("auto") == picked
 
 
 def test_a_backend_that_is_unknown_or_missing_is_refused_with_a_choice(monkeypatch):
     monkeypatch.setitem(kmeans._RUNS_HERE, "faiss", lambda: False)
-    with pytest.raises(UserError, match="'spark' is unknown; choose auto, cuml, faiss, sklearn"):
+    with pytest.raises(
+        UserError, match="'spark' is unknown; choose auto, cuml, torch, faiss, sklearn"
+    ):
         pick_backend("spark")
     with pytest.raises(UserError, match=r"faiss cannot run here \(it needs .*\); choose auto"):
         fit_kmeans(np.ones((4, 2)), 2, backend="faiss")
