@@ -24,6 +24,12 @@ from compass_ray.loading import build_config
 
 THREADS = 1
 LONGEST = 512
+SMALL = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
 
 
 def make_texts(rows: int, rng: np.random.Generator) -> list[str]:
@@ -48,7 +54,8 @@ def make_texts(rows: int, rng: np.random.Generator) -> list[str]:
     return texts
 
 
-def make_encoder(folder: Path, texts: Sequence[str]) -> Path:
+def make_encoder(folder: Path, texts: Sequence[str], **shape: int) -> Path:
+    """An encoder with random weights; ``shape`` as in ``XLMRobertaConfig``, else a small one."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -65,10 +72,7 @@ def make_encoder(folder: Path, texts: Sequence[str]) -> Path:
     model = XLMRobertaModel(
         XLMRobertaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=512,
+            **(SMALL | shape),
             max_position_embeddings=LONGEST + 2,
             pad_token_id=1,
         )

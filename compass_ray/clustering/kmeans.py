@@ -23,9 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 from compass_ray.errors import UserError
 
 FloatMatrix = NDArray[np.float32]
+# Centroids, and their inertia if the backend knows it and none of them is without rows.
+Fit = tuple[FloatMatrix, float | None]
 PathOrFile = str | os.PathLike[str] | IO[bytes]
 
 ITERATIONS = 25
+# Backends that use a GPU where there is one.
+ON_GPU = ("cuml", "torch")
 # k-means++ looks at a sample; 25 iterations over all rows forgive what it missed.
 SEEDING_ROWS_PER_CLUSTER = 128
 # Numbers in one block of the assignment, 16 MB of float32.
@@ -134,9 +138,12 @@ def fit_kmeans(X: ArrayLike, k: int, backend: str = "auto", seed: int = 0) -> Cl
     backend = pick_backend(backend)
     X_ND = np.ascontiguousarray(X_ND, dtype=np.float32)
     _refuse_non_finite(X_ND)
-    centroids_KD = _FITTERS[backend](X_ND, _starting_centroids(X_ND, k, seed), seed)
+    start_KD = _starting_centroids(X_ND, k, backend, seed)
+    centroids_KD, inertia = _FITTERS[backend](X_ND, start_KD, seed)
     if centroids_KD.shape != (k, X_ND.shape[1]) or not np.isfinite(centroids_KD).all():
         raise RuntimeError(f"{backend} did not give {k} finite centroids")
+    if inertia is not None:
+        return Clusters(centroids_KD, inertia, backend)
     return _without_empty(X_ND, centroids_KD, backend)
 
 
@@ -194,30 +201,39 @@ _NEEDS = {
 }
 
 
-def _starting_centroids(X_ND: FloatMatrix, k: int, seed: int) -> FloatMatrix:
+def _starting_centroids(X_ND: FloatMatrix, k: int, backend: str, seed: int) -> FloatMatrix:
     """Greedy k-means++ (Arthur and Vassilvitskii, 2007) on a sample of the rows."""
-    from sklearn.cluster import kmeans_plusplus
-
     sample = SEEDING_ROWS_PER_CLUSTER * k
     if sample < len(X_ND):
         chosen = np.random.default_rng(seed).choice(len(X_ND), sample, replace=False)
         X_ND = X_ND[np.sort(chosen)]
+    if backend in ON_GPU and _has_gpu():
+        import torch
+
+        from compass_ray.clustering import seeding
+
+        start_KD: FloatMatrix = (
+            seeding.kmeans_plusplus(torch.from_numpy(X_ND).cuda(), k, seed).cpu().numpy()
+        )
+        return start_KD
+    from sklearn.cluster import kmeans_plusplus
+
     # The same rows are chosen in float32, by distances that scikit-learn then takes in small blocks
     # of float64: nine times the work.
     centroids_KD, _ = kmeans_plusplus(X_ND.astype(np.float64), k, random_state=seed)
     return np.ascontiguousarray(centroids_KD, dtype=np.float32)
 
 
-def _fit_sklearn(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
+def _fit_sklearn(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
     from sklearn.cluster import KMeans
 
     model = KMeans(
         len(start_KD), init=start_KD, n_init=1, max_iter=ITERATIONS, tol=0.0, random_state=seed
     )
-    return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32)
+    return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32), None
 
 
-def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
+def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
     import faiss
 
     model = faiss.Kmeans(
@@ -230,7 +246,7 @@ def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatr
         min_points_per_centroid=1,
     )
     model.train(X_ND, init_centroids=start_KD)
-    return np.array(model.centroids, dtype=np.float32)
+    return np.array(model.centroids, dtype=np.float32), None
 
 
 @cache
@@ -247,7 +263,7 @@ def pool_gpu_memory() -> None:
     rmm.reinitialize(pool_allocator=True)
 
 
-def _fit_cuml(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
+def _fit_cuml(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
     from cuml.cluster import KMeans
 
     pool_gpu_memory()
@@ -260,20 +276,20 @@ def _fit_cuml(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatri
         max_samples_per_batch=min(CUML_MOST_ROWS, max(1, CUML_DISTANCES // len(start_KD))),
         output_type="numpy",
     )
-    return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32)
+    return np.asarray(model.fit(X_ND).cluster_centers_, dtype=np.float32), None
 
 
-def _fit_torch(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> FloatMatrix:
+def _fit_torch(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
     import torch
 
     from compass_ray.clustering.lloyd import iterate, part_sums
 
     rows_ND = torch.from_numpy(X_ND).to("cuda" if _has_gpu() else "cpu")
-    centroids_KD, _ = iterate(partial(part_sums, rows_ND, None), start_KD, ITERATIONS)
-    return centroids_KD
+    centroids_KD, sums = iterate(partial(part_sums, rows_ND, None), start_KD, ITERATIONS)
+    return centroids_KD, sums.inertia if sums.weights_K.all() else None
 
 
-_FITTERS: dict[str, Callable[[FloatMatrix, FloatMatrix, int], FloatMatrix]] = {
+_FITTERS: dict[str, Callable[[FloatMatrix, FloatMatrix, int], Fit]] = {
     "cuml": _fit_cuml,
     "torch": _fit_torch,
     "faiss": _fit_faiss,

@@ -121,8 +121,8 @@ def iterate(
     start_KD: NDArray[np.float32],
     iterations: int,
     on_iteration: Callable[[int, float], None] = lambda number, inertia: None,
-) -> tuple[NDArray[np.float32], float]:
-    """Lloyd's k-means from given centroids; returns the last centroids and their inertia.
+) -> tuple[NDArray[np.float32], Sums]:
+    """Lloyd's k-means from given centroids; returns the last centroids and their sums.
 
     Args:
         step: the sums of all rows for given centroids.
@@ -139,7 +139,7 @@ def iterate(
         before = sums.inertia
         centroids_KD = next_centroids(sums, centroids_KD)
         on_iteration(number + 1, sums.inertia)
-    return centroids_KD, sums.inertia
+    return centroids_KD, sums
 
 
 def _blocks(rows: int, width: int) -> list[slice]:

@@ -89,5 +89,5 @@ def _iterate(actors: list[Any], start_KD: NDArray[np.float32], iterations: int) 
     def tell(number: int, inertia: float) -> None:
         progress.at(number, f"inertia {inertia:.6g}")
 
-    centroids_KD, inertia = iterate(step, start_KD, iterations, tell)
-    return Clusters(centroids_KD, inertia, BACKEND)
+    centroids_KD, sums = iterate(step, start_KD, iterations, tell)
+    return Clusters(centroids_KD, sums.inertia, BACKEND)

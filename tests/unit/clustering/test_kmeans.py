@@ -97,7 +97,7 @@ def test_no_cluster_stays_empty(backend):
 
 def test_centroids_a_backend_left_empty_are_moved_to_far_rows(monkeypatch):
     far = np.full((40, 2), 1e6, dtype=np.float32)
-    monkeypatch.setitem(kmeans._FITTERS, "sklearn", lambda X, start, seed: far + start * 0)
+    monkeypatch.setitem(kmeans._FITTERS, "sklearn", lambda X, start, seed: (far + start * 0, None))
     X = np.random.default_rng(6).normal(size=(300, 2)).astype(np.float32)
     labels, _ = fit_kmeans(X, 40, backend="sklearn").assign(X)
     assert len(np.unique(labels)) == 40
@@ -105,7 +105,7 @@ def test_centroids_a_backend_left_empty_are_moved_to_far_rows(monkeypatch):
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_centroids_that_are_not_finite_never_leave(monkeypatch, broken):
-    monkeypatch.setitem(kmeans._FITTERS, "sklearn", lambda X, start, seed: start + broken)
+    monkeypatch.setitem(kmeans._FITTERS, "sklearn", lambda X, start, seed: (start + broken, 0.0))
     with pytest.raises(RuntimeError, match="sklearn did not give 2 finite centroids"):
         fit_kmeans(np.eye(4), 2, backend="sklearn")
 

@@ -1,0 +1,139 @@
+"""What a GPU gives: embedding against sentence-transformers' own ``encode``, k-means against CPUs.
+
+``python benchmarks/gpu.py`` prints two tables and writes ``benchmarks/results/gpu.json``. The
+encoder has the shape of multilingual-e5-large (24 layers of 1,024, 560M weights of which the
+vocabulary is the most) with random weights and a small vocabulary: what it computes does not matter
+for its speed. Texts are those of ``embedding.py``, rows those of ``kmeans.py``. Sides take turns, and
+the median of each counts. Without a GPU, ``--small`` runs the same code on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from embedding import make_encoder, make_texts
+from kmeans import inertia, make_rows
+from record import RESULTS, record
+
+from compass_ray.clustering.kmeans import fit_kmeans
+from compass_ray.config import Embedding
+from compass_ray.embedding.encoders import Device, load_encoder
+
+DEVICE: Device = "cuda" if torch.cuda.is_available() else "cpu"
+E5_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+E5_TINY = {name: value // 8 for name, value in E5_LARGE.items()}
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]], turns: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds and last result of each way; the first turn warms up and does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, Any] = {}
+    for _ in range(turns + 1):
+        for name, work in ways.items():
+            started = time.perf_counter()
+            found[name] = work()
+            spent[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds[1:]) for name, seconds in spent.items()}, found
+
+
+def embedding(shape: dict[str, int], rows: int, turns: int) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+
+    texts = make_texts(rows, np.random.default_rng(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = str(make_encoder(Path(name), texts, **shape))
+        ours = load_encoder(Embedding(model=folder, prefix=""), DEVICE)
+        plain = SentenceTransformer(folder, device=DEVICE)
+        options = {"dtype": torch.bfloat16}
+        half = SentenceTransformer(folder, device=DEVICE, model_kwargs=options)
+    calm = {"show_progress_bar": False}
+    ways = {
+        "compass_ray, bf16, token batches": lambda: ours.encode(texts),
+        "encode(), as it comes (fp32, 32 rows)": lambda: plain.encode(texts, **calm),
+        "encode(), bf16, 32 rows": lambda: half.encode(texts, **calm),
+        "encode(), bf16, 256 rows": lambda: half.encode(texts, batch_size=256, **calm),
+    }
+    seconds, found = in_turn(ways, turns)
+    tokens = sum(len(ids) for ids in plain.tokenizer(texts, truncation=True)["input_ids"])
+    best = seconds["compass_ray, bf16, token batches"]
+    print(f"\n{'encoder':<38} {'rows/s':>9} {'tokens/s':>11} {'to ours':>8}")
+    for name, spent in seconds.items():
+        print(f"{name:<38} {rows / spent:>9,.0f} {tokens / spent:>11,.0f} {spent / best:>8.2f}")
+    vectors, expected = list(found.values())[:2]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    cosine = float((vectors * expected).sum(axis=1).min())
+    print(f"lowest cosine of a vector to that of fp32: {cosine:.5f}", flush=True)
+    return {
+        "shape": shape,
+        "rows": rows,
+        "tokens": tokens,
+        "rows_per_second": {name: rows / spent for name, spent in seconds.items()},
+        "to_ours": {name: spent / best for name, spent in seconds.items()},
+        "lowest_cosine": cosine,
+    }
+
+
+def clustering(cases: list[tuple[int, int]], turns: int) -> list[dict[str, Any]]:
+    found = []
+    print(f"\n{'rows':>9} {'K':>5} {'backend':<8} {'seconds':>8} {'to torch':>9} {'inertia':>8}")
+    for count, k in cases:
+        rows = make_rows(0, count)
+        backends = ("torch", "faiss")
+        ways = {backend: partial(fit_kmeans, rows, k, backend=backend) for backend in backends}
+        seconds, fits = in_turn(ways, turns)
+        reached = {backend: inertia(rows, fit.centroids) for backend, fit in fits.items()}
+        for backend, spent in seconds.items():
+            case = {
+                "rows": count,
+                "k": k,
+                "backend": backend,
+                "device": DEVICE if backend == "torch" else "cpu",
+                "seconds": spent,
+                "to_torch": spent / seconds["torch"],
+                "inertia_ratio": reached[backend] / min(reached.values()),
+            }
+            found.append(case)
+            print(
+                f"{count:>9,} {k:>5} {backend:<8} {spent:>8.2f} {case['to_torch']:>9.2f} "
+                f"{case['inertia_ratio']:>8.4f}",
+                flush=True,
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="Small enough for a CPU")
+    parser.add_argument("--results", default=str(RESULTS), help="Folder of gpu.json")
+    arguments = parser.parse_args()
+    if arguments.small:
+        shape, rows, cases = E5_TINY, 200, [(5_000, 20)]
+    else:
+        shape, rows, cases = E5_LARGE, arguments.rows, [(200_000, 100), (500_000, 200)]
+    result = {
+        "embedding": embedding(shape, rows, arguments.turns),
+        "clustering": clustering(cases, arguments.turns),
+    }
+    record("gpu", result, Path(arguments.results))
+
+
+if __name__ == "__main__":
+    main()
