@@ -3,8 +3,8 @@
 ``python benchmarks/ecda.py`` prints a table after each method and writes
 ``benchmarks/results/ecda.json``. It takes hours on two cores and minutes on a GPU, where
 ``--at-once 8 --gpus-per-worker 0.05`` lets eight lines of adapters grow side by side. Broken off,
-the same command goes on where it was. ``--languages de --steps 2 --methods naive,ecda --seeds 1`` is
-a smaller one.
+the same command goes on where it was. A smaller one: ``--languages de --steps 2 --methods
+naive,ecda --seeds 1``.
 
 An adapter is built for users who ask about currencies. Then they ask about dates, countries,
 languages and numbers, in turn, and each method updates its own line of adapters with rows for the

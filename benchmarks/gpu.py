@@ -1,10 +1,10 @@
 """What a GPU gives: embedding against sentence-transformers' own ``encode``, k-means against CPUs.
 
 ``python benchmarks/gpu.py`` prints two tables and writes ``benchmarks/results/gpu.json``. The
-encoder has the shape of multilingual-e5-large (24 layers of 1,024, 560M weights of which the
-vocabulary is the most) with random weights and a small vocabulary: what it computes does not matter
-for its speed. Texts are those of ``embedding.py``, rows those of ``kmeans.py``. Sides take turns, and
-the median of each counts. Without a GPU, ``--small`` runs the same code on the CPU.
+encoder has the layers of multilingual-e5-large (24 of 1,024) with random weights and a small
+vocabulary: what it computes does not matter for its speed. Texts are those of ``embedding.py``,
+rows those of ``kmeans.py``. Sides take turns, and the median of each counts. ``--small`` runs the
+same code on a CPU.
 """
 
 from __future__ import annotations

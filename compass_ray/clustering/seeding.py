@@ -1,7 +1,7 @@
 """Where k-means starts on a GPU: greedy k-means++ on tensors.
 
-Arthur and Vassilvitskii, 2007, with the best of a few candidates at each step. On the same rows with
-the same seed it chooses what scikit-learn's, which the CPU uses, chooses.
+Arthur and Vassilvitskii, 2007, with the best of a few candidates at each step. On the same rows
+with the same seed it chooses what scikit-learn's, which the CPU uses, chooses.
 
 Shapes: N rows, D dimensions, K clusters, T candidates.
 """
@@ -23,7 +23,7 @@ def kmeans_plusplus(rows_ND: Tensor, k: int, seed: int) -> Tensor:
         k: how many, 1 to N.
         seed: of the choice.
     """
-    chance = np.random.RandomState(seed)  # noqa: NPY002, the stream that scikit-learn draws from
+    chance = np.random.RandomState(seed)  # the stream that scikit-learn draws from
     # Distances do not change when everything moves; near the origin they lose fewer digits.
     centred_ND = rows_ND - rows_ND.mean(dim=0)
     square_N = centred_ND.square().sum(dim=1)
