@@ -2,12 +2,12 @@
 
 ``python benchmarks/search.py`` runs 2 budgets × 2 K × 2 temperatures over two languages, as
 ``compass-ray search`` and as runs in storages of their own, prints both times and their ratio, and
-writes ``benchmarks/results/search.json``. Then the same search is killed once half of its trials
-are over and started again, and must run only the others. With ``--cold 4``, four of the eight runs,
-spread over the space, stand for all of them. The search is started between the runs, so that what
-else the machine does falls on both. Data: atlas, embedded by the bundled encoder. The model is a
-random Llama of two layers: what it learns does not matter here, and training takes the time of its
-launch.
+writes ``benchmarks/results/search.json``. With ``--cold 4``, four of the eight runs, spread over
+the space, stand for all of them. The search is started between the runs, so that what else the
+machine does falls on both. Then (or alone, with ``--part killed``) the same search is killed once
+half of its trials are over and started again, and must run only the others:
+``search_killed.json``. Data: atlas, embedded by the bundled encoder. The model is a random Llama
+of two layers: what it learns does not matter here, and training takes the time of its launch.
 """
 
 from __future__ import annotations
@@ -119,47 +119,32 @@ def killed_half_way(config: dict[str, Any], folder: Path, trials: int) -> dict[s
     return {"over_when_killed": len(before), "run_after": len(list(over.iterdir())) - len(before)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=300, help="Rows of each pool language")
-    parser.add_argument("--cold", type=int, default=8, help="Runs of the eight that are measured")
-    arguments = parser.parse_args()
-    rows = arguments.rows
+def against_cold_runs(folder: Path, model: Path, rows: int, count: int) -> dict[str, Any]:
     every = list(itertools.product(*SPACE.values()))
-    measured = [every[i * len(every) // arguments.cold] for i in range(arguments.cold)]
+    measured = [every[i * len(every) // count] for i in range(count)]
     cold: list[float] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = make_model(folder / "model")
 
-        def run_cold(values: tuple[Any, ...]) -> None:
-            overrides = [f"{key}={value}" for key, value in zip(SPACE, values, strict=True)]
-            config = configuration(folder / f"cold{len(cold)}", model, rows)
-            cold.append(timed("run", config, folder, *overrides)[0])
-            print(f"cold run {' '.join(overrides)}: {cold[-1]:.0f} s", flush=True)
+    def run_cold(values: tuple[Any, ...]) -> None:
+        overrides = [f"{key}={value}" for key, value in zip(SPACE, values, strict=True)]
+        config = configuration(folder / f"cold{len(cold)}", model, rows)
+        cold.append(timed("run", config, folder, *overrides)[0])
+        print(f"cold run {' '.join(overrides)}: {cold[-1]:.0f} s", flush=True)
 
-        half = len(measured) // 2
-        for values in measured[:half]:
-            run_cold(values)
-        searched, log = timed("search", configuration(folder / "one", model, rows), folder)
-        passes = sum("to compute" in line and ", 0 to" not in line for line in log.splitlines())
-        clusterings = len(list((folder / "one/cache/cluster").iterdir()))
-        print(
-            f"search of 8 trials: {searched:.0f} s, {passes} embedding, {clusterings} clusterings"
-        )
-        for values in measured[half:]:
-            run_cold(values)
-        resumed = killed_half_way(configuration(folder / "two", model, rows), folder, len(every))
-        print(
-            f"killed with {resumed['over_when_killed']} trials over, "
-            f"then {resumed['run_after']} were run"
-        )
+    half = len(measured) // 2
+    for values in measured[:half]:
+        run_cold(values)
+    searched, log = timed("search", configuration(folder / "one", model, rows), folder)
+    passes = sum("to compute" in line and ", 0 to" not in line for line in log.splitlines())
+    clusterings = len(list((folder / "one/cache/cluster").iterdir()))
+    print(f"search of 8 trials: {searched:.0f} s, {passes} embedding, {clusterings} clusterings")
+    for values in measured[half:]:
+        run_cold(values)
     eight = sum(cold) * len(every) / len(cold)
     ratio = searched / eight
     print(
         f"{searched:.0f} s against {eight:.0f} s of eight runs ({len(cold)} measured): {ratio:.2f}"
     )
-    result = {
+    return {
         "pool_rows": rows * len(POOL),
         "embedding_passes": passes,
         "clusterings": clusterings,
@@ -167,9 +152,29 @@ def main() -> None:
         "cold_s": cold,
         "eight_cold_s": eight,
         "ratio": ratio,
-        "killed": resumed,
     }
-    record("search", result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=300, help="Rows of each pool language")
+    parser.add_argument("--cold", type=int, default=8, help="Runs of the eight that are measured")
+    parser.add_argument("--part", choices=("all", "time", "killed"), default="all")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_model(folder / "model")
+        if arguments.part != "killed":
+            found = against_cold_runs(folder, model, arguments.rows, arguments.cold)
+            record("search", found)
+        if arguments.part != "time":
+            config = configuration(folder / "two", model, arguments.rows)
+            counts = killed_half_way(config, folder, trials=8)
+            print(
+                f"killed with {counts['over_when_killed']} trials over, "
+                f"then {counts['run_after']} were run"
+            )
+            record("search_killed", counts)
 
 
 if __name__ == "__main__":
