@@ -99,6 +99,22 @@ def test_an_encoder_that_is_not_there(make_config: MakeConfig, refused: Said) ->
     assert "embedding.model: nobody/nothing is neither a folder here nor a model" in said
 
 
+def test_an_encoder_that_gives_no_numbers(
+    make_config: MakeConfig, refused: Said, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a few words"], vocab_size=300)
+    static = StaticEmbedding(bpe._tokenizer, embedding_dim=16)
+    static.embedding.weight.data.fill_(float("nan"))
+    SentenceTransformer(modules=[static], device="cpu").save(str(tmp_path / "encoder"))
+    said = refused("run", make_config(embedding={"model": str(tmp_path / "encoder")}))
+    assert "gave a vector that is not finite for row " in said
+
+
 def test_more_workers_than_the_cluster_has(make_config: MakeConfig, refused: Said) -> None:
     settings = {"workers_per_language": 8, "batch_size": 8}
     said = refused("run", make_config(training=settings))
