@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -59,6 +62,8 @@ def run_trials(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # While it trains, a trial tells of its loss alone.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # Relative paths of the configuration mean for a trial what they mean here.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Its tables would be the only thing on the terminal that is not a log line.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -86,12 +91,32 @@ def run_trials(
         ),
     )
     try:
-        tuner.fit()
+        with _folder_that_stays():
+            tuner.fit()
     finally:
         # Tune holds on to its settings, and with them to the samplers and what they hold.
         ray.kill(samplers)
     storage.delete_dir(folder)
     return watcher.failed
+
+
+@contextmanager
+def _folder_that_stays() -> Iterator[None]:
+    """Another working directory than that of a job, on which Tune would depend until its end.
+
+    Several nodes on one machine share the job's, and each of them replaces it by a new one when it
+    first runs something of the job: this process would then be in a directory that is gone.
+    """
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        before = Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _parallel_trials(config: Config) -> int:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -10,7 +12,7 @@ import yaml
 from ray.util.state import list_actors, list_placement_groups
 
 from compass_ray import load_config, run
-from compass_ray.search.driver import search
+from compass_ray.search.driver import SearchResult, search
 from compass_ray.search.results import Trial
 
 pytestmark = pytest.mark.ray
@@ -95,13 +97,24 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
     assert all(told["reused"] for told in manifest["train"]["languages"].values())
 
 
-def test_optuna_goes_on_from_the_trials_that_are_over(make_config: MakeConfig) -> None:
-    space = {"sampling.temperature": {"from": 0.05, "to": 1.0, "log": True}}
-    settings = {"space": space, "num_samples": 1}
-    training = {"max_steps": 2}
-    first = search(load_config(make_config(languages=["de"], training=training, search=settings)))
-    settings = {**settings, "num_samples": 2, "metric": ["accuracy", "loss"]}
-    second = search(load_config(make_config(languages=["de"], training=training, search=settings)))
+def test_optuna_goes_on_from_the_trials_that_are_over(
+    make_config: MakeConfig, corpus: Path
+) -> None:
+    # A trial must read relative paths as the search does.
+    usage = os.path.relpath(corpus / "usage.jsonl")
+
+    def searched(**settings: Any) -> SearchResult:
+        space = {"sampling.temperature": {"from": 0.05, "to": 1.0, "log": True}}
+        path = make_config(
+            languages=["de"],
+            corpora={"usage": [{"path": usage}]},
+            training={"max_steps": 2},
+            search={"space": space, **settings},
+        )
+        return search(load_config(path))
+
+    first = searched(num_samples=1)
+    second = searched(num_samples=2, metric=["accuracy", "loss"])
     assert len(second.trials) == 2
     assert first.trials[0] in second.trials
     values = [trial.values["sampling.temperature"] for trial in second.trials]
