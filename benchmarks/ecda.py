@@ -1,10 +1,10 @@
 """Updating without forgetting: usage moves from subject to subject, and every method follows.
 
-``python benchmarks/ecda.py`` prints a table after each method and writes
-``benchmarks/results/ecda.json``. It takes hours on two cores and minutes on a GPU, where
-``--at-once 8 --gpus-per-worker 0.05`` lets eight lines of adapters grow side by side. Broken off,
-the same command goes on where it was. A smaller one: ``--languages de --steps 2 --methods
-naive,ecda --seeds 1``.
+``python benchmarks/ecda.py`` prints a table after each line of adapters and keeps it in
+``benchmarks/results/ecda.json``. It takes hours on two cores. Broken off, on this machine or
+another, the same command goes on where it was: a line that is kept there is not grown again, and
+``--methods naive,ecda --seeds 1`` grows only some. On a GPU, ``--at-once 4 --gpus-per-worker 0.1``
+lets four grow side by side.
 
 An adapter is built for users who ask about currencies. Then they ask about dates, countries,
 languages and numbers, in turn, and each method updates its own line of adapters with rows for the
@@ -23,13 +23,14 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import RESULTS, record
+from record import RESULTS, about, earlier, record
 
 from compass_ray import run
 from compass_ray.artifacts import Storage
@@ -137,29 +138,31 @@ def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> l
     return told
 
 
-def every_line(arguments: argparse.Namespace, data: Path) -> Iterator[tuple[str, list[Any]]]:
-    """The lines of all seeds of each method, as soon as a method's are done.
+# By method and seed, with the machine that each was grown on.
+Lines = dict[str, dict[str, dict[str, Any]]]
 
-    Each line is a process, and what it measured a file, so a line that is done is not done again.
-    """
-    folder = Path(arguments.storage, "benchmark-ecda-lines")
-    folder.mkdir(exist_ok=True)
 
-    def told(method: str, seed: int) -> list[dict[str, Any]]:
-        file = folder / f"{method}-{seed}.json"
-        if not file.exists():
-            words = [*sys.argv[1:], "--line", method, str(seed), str(file)]
+def grow(arguments: argparse.Namespace, lines: Lines) -> Iterator[None]:
+    """Grow the lines, of every method and seed, that are not there; each is a process."""
+
+    def grown(method: str, seed: int) -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile("r") as file:
+            words = [*sys.argv[1:], "--line", method, str(seed), file.name]
             subprocess.run([sys.executable, __file__, *words], check=True)
-        measured: list[dict[str, Any]] = json.loads(file.read_text())
+            measured: dict[str, Any] = json.load(file)
         return measured
 
     with ThreadPoolExecutor(arguments.at_once) as pool:
-        lines = {
-            method: [pool.submit(told, method, seed) for seed in range(arguments.seeds)]
+        running = {
+            pool.submit(grown, method, seed): (method, str(seed))
+            for seed in range(arguments.seeds)
             for method in arguments.methods
+            if str(seed) not in lines.get(method, {})
         }
-        for method, running in lines.items():
-            yield method, [line.result() for line in running]
+        for done in as_completed(running):
+            method, seed = running[done]
+            lines.setdefault(method, {})[seed] = done.result()
+            yield
 
 
 def line_of_versions(folder: RunFolder, language: str) -> list[Any]:
@@ -173,8 +176,9 @@ def by_group(items: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def summary(method: str, lines: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(method: str, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds and languages of what ``line`` measured."""
+    lines = [line["steps"] for line in seeds.values()]
     averages, forgotten, steps = [], [], []
     for told in lines:
         names = [step["step"] for step in told]
@@ -186,6 +190,7 @@ def summary(method: str, lines: list[list[dict[str, Any]]]) -> dict[str, Any]:
             steps.append([[R[t, t], R[t, :t].mean() if t else np.nan] for t in range(len(names))])
     return {
         "method": method,
+        "seeds": len(lines),
         "average": float(np.mean(averages)),
         "forgetting": float(np.mean(forgotten)),
         "new_old_by_step": np.round(np.mean(steps, axis=0), 4).tolist(),
@@ -196,10 +201,11 @@ def summary(method: str, lines: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     head = (
-        f"{'method':<17} {'average':>8} {'forgetting':>11} {'tokens':>10} {'seconds':>8}  new/old"
+        f"{'method':<17} {'seeds':>5} {'average':>8} {'forgetting':>11} {'tokens':>10} "
+        f"{'seconds':>8}  new/old"
     )
     lines = [
-        f"{row['method']:<17} {row['average']:>8.3f} {row['forgetting']:>11.3f} "
+        f"{row['method']:<17} {row['seeds']:>5} {row['average']:>8.3f} {row['forgetting']:>11.3f} "
         f"{row['tokens']:>10,} {row['seconds']:>8.0f}  "
         + "  ".join(f"{new:.2f}/{old:.2f}" for new, old in row["new_old_by_step"][1:])
         for row in rows
@@ -228,26 +234,19 @@ def main() -> None:
     data = Path(Storage.open(arguments.storage).path("benchmark-ecda"))
     if arguments.line:
         method, seed, file = arguments.line
-        measured = line(arguments, data, method, int(seed))
-        partly = Path(f"{file}.partly")
-        partly.write_text(json.dumps(measured))
-        partly.rename(file)
+        steps = line(arguments, data, method, int(seed))
+        Path(file).write_text(json.dumps(about() | {"steps": steps}))
         return
     data.mkdir(parents=True, exist_ok=True)
     write_data(data, arguments.languages, arguments.prompts, arguments.items)
-    rows, details = [], {}
-    for method, lines in every_line(arguments, data):
-        details[method] = lines
-        rows.append(summary(method, lines))
+    same = ("languages", "steps", "prompts", "items", "pool", "budget", "max_steps", "model")
+    asked = {name: getattr(arguments, name) for name in same}
+    results = Path(arguments.results)
+    lines: Lines = earlier("ecda", asked, results).get("lines", {})
+    for _ in grow(arguments, lines):
+        rows = [summary(method, lines[method]) for method in METHODS if method in lines]
         print(table(rows), flush=True)
-        written = {
-            "settings": {
-                k: v for k, v in vars(arguments).items() if k not in ("storage", "results", "line")
-            },
-            "results": rows,
-            "lines": details,
-        }
-        record("ecda", written, Path(arguments.results))
+        record("ecda", {"settings": asked, "results": rows, "lines": lines}, results)
 
 
 if __name__ == "__main__":

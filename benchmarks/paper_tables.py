@@ -2,19 +2,23 @@
 
 ``python benchmarks/paper_tables.py`` trains SmolLM2-135M on atlas with every strategy, at equal
 budget and steps, and scores each adapter on the items of its language (table 1) and on OneRuler
-(table 2: was anything lost?). It takes hours on a CPU; ``--small`` is minutes. Everything goes
-through the cache in ``--storage``, so a run that is broken off goes on where it was. Writes
-``results/paper_tables.json`` and ``.md`` (with ``--small`` next to the storage instead).
+(table 2: was anything lost?). It takes hours on a CPU; ``--small`` is minutes. Writes
+``results/paper_tables.json`` and ``.md`` (with ``--small`` next to the storage instead), and keeps
+there every answer, so that the same command, on this machine or another, goes on where one was
+broken off or adds seeds and strategies.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, machine, record
+import numpy as np
+from numpy.typing import NDArray
+from record import RESULTS, earlier, machine, record
 
 from compass_ray.compare import BASE, REFERENCE, Answers, Row, as_json, collect, markdown, tabulate
 from compass_ray.config import STRATEGIES, Config
@@ -29,10 +33,11 @@ NAMES = {BASE: "zero-shot", REFERENCE: "compass (neutral space)"}
 POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", "vi"]
 # Six that OneRuler has too.
 LANGUAGES = ["de", "es", "nl", "pl", "sw", "vi"]
+TABLES = {"Table 1: items of the language": False, "Table 2: OneRuler": True}
 LENGTHS = [1_000, 2_000, 4_000]
 
 
-def make_config(given: argparse.Namespace, space: str, long_context: bool) -> Config:
+def make_config(given: argparse.Namespace, seed: int, space: str, long_context: bool) -> Config:
     """The same run in one of two spaces, scored on one of two benchmarks."""
     evaluation: dict[str, Any] = {"tasks": ["items"], "limit": given.items}
     if long_context:
@@ -42,7 +47,7 @@ def make_config(given: argparse.Namespace, space: str, long_context: bool) -> Co
         evaluation = {"tasks": ["oneruler"], "oneruler": oneruler}
     return build_config(
         {
-            "run": {"name": "paper", "storage": given.storage, "seed": 0},
+            "run": {"name": "paper", "storage": given.storage, "seed": seed},
             "languages": given.languages,
             "corpora": {
                 "auxiliary": [{"path": "atlas", "rows": 300, "languages": POOL}],
@@ -69,29 +74,71 @@ def make_config(given: argparse.Namespace, space: str, long_context: bool) -> Co
     )
 
 
-def both_spaces(given: argparse.Namespace, long_context: bool) -> list[Row]:
-    """Every strategy in the neutral space, and ``compass`` in the raw one beside them."""
-    neutral = make_config(given, "neutral", long_context)
-    answers: Answers = collect(neutral, given.strategies, given.seeds)
-    if given.raw:
-        raw = collect(make_config(given, "raw", long_context), [], given.seeds)
-        answers[RAW] = raw[REFERENCE]
-    return tabulate(answers, neutral)
+# By seed, model (a strategy, ``RAW`` or ``BASE``) and language: 1 for a right answer, else 0.
+Kept = dict[str, dict[str, dict[str, str]]]
 
 
-def write(given: argparse.Namespace, tables: dict[str, list[Row]], folder: Path) -> None:
-    settings = {name: value for name, value in vars(given).items() if name != "storage"}
+def answer(given: argparse.Namespace, kept: Kept, long_context: bool) -> Iterator[None]:
+    """Add to ``kept`` what is missing there of the seeds and strategies asked for, bit by bit."""
+    for seed in range(given.seeds):
+        mine = kept.setdefault(str(seed), {})
+        neutral = make_config(given, seed, "neutral", long_context)
+        for strategy in [REFERENCE, *given.strategies]:
+            if strategy not in mine:
+                found = collect(neutral, [strategy], seeds=1)
+                mine |= {name: _as_text(found[name]) for name in (strategy, BASE)}
+                yield
+        if given.raw and RAW not in mine:
+            raw = collect(make_config(given, seed, "raw", long_context), [], seeds=1)
+            mine[RAW] = _as_text(raw[REFERENCE])
+            yield
+
+
+def _as_text(answers: dict[str, NDArray[np.float64]]) -> dict[str, str]:
+    return {
+        language: "".join(f"{right:.0f}" for right in given) for language, given in answers.items()
+    }
+
+
+def complete(kept: Kept) -> list[dict[str, dict[str, str]]]:
+    """Of the seeds, those that have been asked all that the first has been."""
+    names = set(next(iter(kept.values())))
+    return [models for models in kept.values() if names <= set(models)]
+
+
+def rows_of(given: argparse.Namespace, kept: Kept) -> list[Row]:
+    """The table of the seeds that are complete."""
+    seeds = complete(kept)
+    answers: Answers = {
+        model: {
+            language: np.array([int(c) for models in seeds for c in models[model][language]], float)
+            for language in given.languages
+        }
+        for model in seeds[0]
+    }
+    return tabulate(answers, make_config(given, 0, "neutral", False))
+
+
+def write(given: argparse.Namespace, answers: dict[str, Kept], folder: Path) -> None:
+    tables = {title: rows_of(given, kept) for title, kept in answers.items()}
     shown = [f"# The paper's tables in miniature\n\n{given.budget} rows, {given.steps} steps"]
-    shown.append(f"of training, {given.seeds} seeds; {machine()}.")
+    shown.append(f"of training; last on {machine()}.")
     for title, rows in tables.items():
         text = markdown(rows)
         for name, said in NAMES.items():
             text = text.replace(f"| {name} |", f"| {said} |")
-        shown.append(f"\n## {title}\n\n{text}\n")
+        shown.append(f"\n## {title}, {len(complete(answers[title]))} seeds\n\n{text}\n")
     rows_by_table = {title: as_json(rows) for title, rows in tables.items()}
-    path = record("paper_tables", {"settings": settings, "tables": rows_by_table}, folder)
+    found = {"settings": settings(given), "tables": rows_by_table, "answers": answers}
+    path = record("paper_tables", found, folder)
     path.with_suffix(".md").write_text("\n".join(shown))
-    print("\n".join(shown), f"\n{path}")
+    print("\n".join(shown), f"\n{path}", flush=True)
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """What two runs must have in common for their answers to be of one table."""
+    same = ("languages", "budget", "steps", "items", "lengths", "samples", "long_tasks")
+    return {name: getattr(given, name) for name in same}
 
 
 def main() -> None:
@@ -118,11 +165,13 @@ def main() -> None:
         small |= {"steps": 4, "items": 12, "lengths": [1_000], "samples": 1}
         given = parser.parse_args(namespace=argparse.Namespace(**small))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    tables = {"Table 1: items of the language": both_spaces(given, long_context=False)}
-    if given.long:
-        tables["Table 2: OneRuler"] = both_spaces(given, long_context=True)
     results = Path(given.storage) if given.small else RESULTS
-    write(given, tables, results)
+    answers: dict[str, Kept] = earlier("paper_tables", settings(given), results).get("answers", {})
+    for title, long_context in TABLES.items():
+        if long_context and not given.long:
+            continue
+        for _ in answer(given, answers.setdefault(title, {}), long_context):
+            write(given, answers, results)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ def record(name: str, found: dict[str, Any], folder: Path = RESULTS) -> Path:
     return path
 
 
+def earlier(name: str, settings: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]:
+    """What an earlier run of a long benchmark kept, if it had these ``settings``; else nothing."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found.get("settings") == settings else {}
+
+
 def about() -> dict[str, str]:
     words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
     return {
