@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from compass_ray import load_config, run
-from compass_ray.clustering import sharded
+from compass_ray.clustering import lloyd
 from compass_ray.clustering.kmeans import ITERATIONS
 from compass_ray.clustering.lloyd import Sums, next_centroids, part_sums
 from compass_ray.clustering.sharded import Rows, fit_sharded
@@ -48,7 +48,7 @@ def test_shards_give_the_clusters_of_the_whole_though_an_actor_is_killed(
             os.kill(int(victim.name.split("-")[1]), signal.SIGKILL)
         return next_centroids(sums, centroids)
 
-    monkeypatch.setattr(sharded, "next_centroids", killing)
+    monkeypatch.setattr(lloyd, "next_centroids", killing)
     found = fit_sharded([partial(shard, n, tmp_path) for n in range(2)], start, cpus=0.5)
     assert len(list(tmp_path.glob("1-*"))) == 2, "the second shard was loaded again"
     assert passes == sorted(passes, reverse=True)
