@@ -62,8 +62,6 @@ def run_trials(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # While it trains, a trial tells of its loss alone.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    # Relative paths of the configuration mean for a trial what they mean here.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # Its tables would be the only thing on the terminal that is not a log line.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
