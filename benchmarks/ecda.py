@@ -242,7 +242,8 @@ def main() -> None:
     same = ("languages", "steps", "prompts", "items", "pool", "budget", "max_steps", "model")
     asked = {name: getattr(arguments, name) for name in same}
     results = Path(arguments.results)
-    lines: Lines = earlier("ecda", asked, results).get("lines", {})
+    found = earlier("ecda", results)
+    lines: Lines = found["lines"] if found.get("settings") == asked else {}
     for _ in grow(arguments, lines):
         rows = [summary(method, lines[method]) for method in METHODS if method in lines]
         print(table(rows), flush=True)

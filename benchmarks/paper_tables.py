@@ -119,26 +119,34 @@ def rows_of(given: argparse.Namespace, kept: Kept) -> list[Row]:
     return tabulate(answers, make_config(given, 0, "neutral", False))
 
 
-def write(given: argparse.Namespace, answers: dict[str, Kept], folder: Path) -> None:
-    tables = {title: rows_of(given, kept) for title, kept in answers.items()}
-    shown = [f"# The paper's tables in miniature\n\n{given.budget} rows, {given.steps} steps"]
-    shown.append(f"of training; last on {machine()}.")
-    for title, rows in tables.items():
-        text = markdown(rows)
+def table_of(given: argparse.Namespace, kept: Kept, long_context: bool) -> dict[str, Any]:
+    return {
+        "settings": settings(given, long_context),
+        "seeds": len(complete(kept)),
+        "rows": as_json(rows_of(given, kept)),
+        "markdown": markdown(rows_of(given, kept)),
+        "answers": kept,
+    }
+
+
+def settings(given: argparse.Namespace, long_context: bool) -> dict[str, Any]:
+    """What two runs must have in common for their answers to be of one table."""
+    same = ["languages", "budget", "steps"]
+    same += ["lengths", "samples", "long_tasks"] if long_context else ["items"]
+    return {name: getattr(given, name) for name in same}
+
+
+def write(tables: dict[str, Any], folder: Path) -> None:
+    shown = [f"# The paper's tables in miniature\n\nLast added to on {machine()}."]
+    for title, table in tables.items():
+        text = table["markdown"]
         for name, said in NAMES.items():
             text = text.replace(f"| {name} |", f"| {said} |")
-        shown.append(f"\n## {title}, {len(complete(answers[title]))} seeds\n\n{text}\n")
-    rows_by_table = {title: as_json(rows) for title, rows in tables.items()}
-    found = {"settings": settings(given), "tables": rows_by_table, "answers": answers}
-    path = record("paper_tables", found, folder)
+        told = ", ".join(f"{name}: {value}" for name, value in table["settings"].items())
+        shown.append(f"\n## {title}\n\nSeeds: {table['seeds']}; {told}\n\n{text}\n")
+    path = record("paper_tables", {"tables": tables}, folder)
     path.with_suffix(".md").write_text("\n".join(shown))
     print("\n".join(shown), f"\n{path}", flush=True)
-
-
-def settings(given: argparse.Namespace) -> dict[str, Any]:
-    """What two runs must have in common for their answers to be of one table."""
-    same = ("languages", "budget", "steps", "items", "lengths", "samples", "long_tasks")
-    return {name: getattr(given, name) for name in same}
 
 
 def main() -> None:
@@ -166,12 +174,16 @@ def main() -> None:
         given = parser.parse_args(namespace=argparse.Namespace(**small))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     results = Path(given.storage) if given.small else RESULTS
-    answers: dict[str, Kept] = earlier("paper_tables", settings(given), results).get("answers", {})
+    tables: dict[str, Any] = earlier("paper_tables", results).get("tables", {})
     for title, long_context in TABLES.items():
         if long_context and not given.long:
             continue
-        for _ in answer(given, answers.setdefault(title, {}), long_context):
-            write(given, answers, results)
+        found = tables.get(title, {})
+        same = found.get("settings") == settings(given, long_context)
+        kept: Kept = found["answers"] if same else {}
+        for _ in answer(given, kept, long_context):
+            tables[title] = table_of(given, kept, long_context)
+            write(tables, results)
 
 
 if __name__ == "__main__":

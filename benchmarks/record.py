@@ -22,13 +22,11 @@ def record(name: str, found: dict[str, Any], folder: Path = RESULTS) -> Path:
     return path
 
 
-def earlier(name: str, settings: dict[str, Any], folder: Path = RESULTS) -> dict[str, Any]:
-    """What an earlier run of a long benchmark kept, if it had these ``settings``; else nothing."""
+def earlier(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What an earlier run kept, for a long benchmark to go on from."""
     path = folder / f"{name}.json"
-    if not path.exists():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found if found.get("settings") == settings else {}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def about() -> dict[str, str]:
