@@ -30,7 +30,11 @@ def earlier(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def about() -> dict[str, str]:
-    words = [f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    given = sys.argv[1:]
+    if "--storage" in given:  # a folder of this machine, which changes nothing that is found
+        at = given.index("--storage")
+        del given[at : at + 2]
+    words = [f"benchmarks/{Path(sys.argv[0]).name}", *given]
     return {
         "command": " ".join(["python", *words]),
         "machine": machine(),
