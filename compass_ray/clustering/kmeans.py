@@ -9,6 +9,7 @@ Shapes: N rows, D dimensions, K clusters.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -182,6 +183,10 @@ def _cuml_runs() -> bool:
 
 
 def _has_gpu() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no driver: torch, which takes seconds to load, has nothing to look for
+        return False
     import torch
 
     return torch.cuda.is_available()
