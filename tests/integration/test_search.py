@@ -98,9 +98,12 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
 
 
 def test_optuna_goes_on_from_the_trials_that_are_over(
-    make_config: MakeConfig, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, corpus: Path
 ) -> None:
-    def searched(usage: str, **settings: Any) -> SearchResult:
+    # A trial must read relative paths as the search does.
+    usage = os.path.relpath(corpus / "usage.jsonl")
+
+    def searched(**settings: Any) -> SearchResult:
         space = {"sampling.temperature": {"from": 0.05, "to": 1.0, "log": True}}
         path = make_config(
             languages=["de"],
@@ -110,14 +113,8 @@ def test_optuna_goes_on_from_the_trials_that_are_over(
         )
         return search(load_config(path))
 
-    usage = corpus / "usage.jsonl"
-    # A trial must read relative paths as the search does.
-    first = searched(os.path.relpath(usage), num_samples=1)
-    # What becomes of a job's directory where several nodes share it.
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    second = searched(str(usage), num_samples=2, metric=["accuracy", "loss"])
+    first = searched(num_samples=1)
+    second = searched(num_samples=2, metric=["accuracy", "loss"])
     assert len(second.trials) == 2
     assert first.trials[0] in second.trials
     values = [trial.values["sampling.temperature"] for trial in second.trials]
