@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,22 +97,22 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
 
 
 def test_optuna_goes_on_from_the_trials_that_are_over(
-    make_config: MakeConfig, corpus: Path
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A trial must read relative paths as the search does.
-    usage = os.path.relpath(corpus / "usage.jsonl")
-
     def searched(**settings: Any) -> SearchResult:
         space = {"sampling.temperature": {"from": 0.05, "to": 1.0, "log": True}}
         path = make_config(
             languages=["de"],
-            corpora={"usage": [{"path": usage}]},
             training={"max_steps": 2},
             search={"space": space, **settings},
         )
         return search(load_config(path))
 
     first = searched(num_samples=1)
+    # What becomes of a job's directory where several nodes share it.
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
     second = searched(num_samples=2, metric=["accuracy", "loss"])
     assert len(second.trials) == 2
     assert first.trials[0] in second.trials
