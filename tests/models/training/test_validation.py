@@ -87,8 +87,7 @@ def settings(architectures: dict[str, Path]) -> Training:
         batch_size=8,
         max_steps=40,
         max_length=48,
-        # Rote learning of the rows at a rate that soon does harm to all others.
-        learning_rate=0.05,
+        learning_rate=0.001,
         validation_fraction=0.25,
         validation_steps=2,
         early_stopping=3,
@@ -97,9 +96,16 @@ def settings(architectures: dict[str, Path]) -> Training:
     )
 
 
+def contradicted(rows: Rows) -> Rows:
+    """All that is trained on says yes, all that is held out says no: what is learnt soon harms."""
+    held = {example.tokens[0] for example in hold_out(examples(len(rows[0])), 0.25, 0)[1]}
+    return rows[0], ["no" if index in held else "yes" for index in range(len(rows[0]))]
+
+
 def test_training_stops_early_and_keeps_the_best_adapter(
     world: None, settings: Training, rows: Rows, tmp_path: Path
 ) -> None:
+    rows = contradicted(rows)
     kept = Folder(tmp_path / "whole")
     train(settings, *rows, 0, kept)
     looks = [step for step in kept.steps if step.validation_loss is not None]
