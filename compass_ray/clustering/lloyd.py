@@ -1,7 +1,8 @@
 """One iteration of Lloyd's k-means on a part of the rows, and how parts come together.
 
 The sums of all parts are the sums of all rows, so k-means over shards is exact: it takes the
-steps that k-means over the whole would take. On tensors, CPU or GPU alike. Knows nothing of Ray.
+steps that k-means over the whole would take. On tensors, CPU or GPU alike. Knows nothing of Ray;
+drivers, which only add parts up, do not load torch.
 
 Shapes: N rows, D dimensions, K clusters, F farthest rows.
 """
@@ -10,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from compass_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Numbers in one block of distances, 64 MB of float32.
 _BLOCK = 1 << 24
@@ -56,6 +59,8 @@ def part_sums(rows_ND: Tensor, weights_N: Tensor | None, centroids_KD: NDArray[n
     Raises:
         UserError: a row is not finite.
     """
+    import torch
+
     device = rows_ND.device
     k, dimension = centroids_KD.shape
     # Distances do not change when everything moves; near the origin they lose fewer digits.

@@ -26,7 +26,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
-from scipy.stats import betabinom
 
 from compass_ray.clustering.novelty import is_novel, known_beyond, novelty_cutoff
 from compass_ray.sampling.distribution import histogram, js_divergence
@@ -235,6 +234,8 @@ def novelty_limit(reference_R: ArrayLike, size: int, alpha: float) -> tuple[floa
         size: prompts in the window.
         alpha: rate at which a stable window has more novel prompts than the limit.
     """
+    from scipy.stats import betabinom  # slow to import, and every worker loads this module
+
     rows = len(np.asarray(reference_R))
     beyond = known_beyond(rows)
     limit = betabinom.isf(alpha, size, beyond, rows + 1 - beyond)

@@ -24,7 +24,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
-from scipy.stats import rankdata
 
 from compass_ray.errors import UserError
 from compass_ray.sampling.picking import gumbel_order
@@ -183,6 +182,8 @@ def fit_langrank(features: ArrayLike, relevance: ArrayLike, groups: Sequence[int
         raise UserError(
             f"langrank with transfer scores needs LightGBM, pip install lightgbm ({error})"
         ) from None
+    from scipy.stats import rankdata  # slow to import, and every worker loads this module
+
     per_target = np.split(np.asarray(relevance, dtype=np.float64), np.cumsum(groups)[:-1])
     ranks = np.concatenate([rankdata(-scores, method="min") for scores in per_target])
     grades = np.maximum(_BEST_GRADE + 1 - ranks, 0)
@@ -199,6 +200,8 @@ def langrank_order(features_LF: FloatArray, ranker: Ranker | None = None) -> Int
     """
     if ranker is not None:
         return np.argsort(-np.asarray(ranker.predict(features_LF)), kind="stable")
+    from scipy.stats import rankdata
+
     used = _PREFERENCE != 0
     ranks_LF = rankdata(-_PREFERENCE[used] * features_LF[:, used], axis=0, nan_policy="omit")
     known_LF = ~np.isnan(ranks_LF)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import linprog
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from compass_ray.sampling.allocation import fill_gaps
@@ -77,6 +76,8 @@ def split(added_K: IntArray, wanted_KL: IntArray, m_KL: IntArray, most_L: IntArr
     k, languages = m_KL.shape
     if (wanted_KL.sum(axis=0) <= most_L).all():
         return wanted_KL
+    from scipy.optimize import linprog  # slow to import, and every worker loads this module
+
     kept_KL = np.minimum(wanted_KL, m_KL)
     cells = k * languages
     by_cluster = sparse.kron(sparse.eye_array(k), np.ones((1, languages)))
