@@ -15,27 +15,23 @@ import ray
 from ray import cloudpickle as pickle
 
 from compass_ray.errors import UserError
+from compass_ray.resources import connect
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class _Guarded:
-    """Runs the work of one part; the user's mistakes come back as values, not as tracebacks."""
+def map_parts(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """Yield the result of every item as it finishes, in no particular order.
 
-    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = build()
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        outcome: Any
-        try:
-            outcome = self._work(pickle.loads(row["item"]))
-        except UserError as error:
-            outcome = error
-        return {"outcome": pickle.dumps(outcome)}
+    Each item is a task of one CPU, and Ray keeps the processes that tasks run in from one pass to
+    the next. Raises the first ``UserError`` that a task raised.
+    """
+    if items:
+        yield from _outcomes(_dataset(items).map(_run, fn_args=(work,), num_cpus=1))
 
 
-def map_parts(
+def map_parts_on_actors(
     items: Sequence[Item],
     build: Callable[[], Callable[[Item], Result]],
     *,
@@ -44,31 +40,58 @@ def map_parts(
     gpus: float = 0,
     environment: dict[str, str] | None = None,
 ) -> Iterator[Result]:
-    """Yield the result of every item as it finishes, in no particular order.
+    """``map_parts`` for work that needs what takes long to load.
 
     ``build`` runs once in each of at most ``actors`` processes and returns the function applied
-    to each item there; ``environment`` is set before anything is imported there. Raises the first
-    ``UserError`` that a worker raised.
+    to each item there; ``environment`` is set before anything is imported there.
     """
     if not items:
         return
+    size = min(actors, len(items))
+    yield from _outcomes(
+        _dataset(items).map(
+            _Loaded,
+            fn_constructor_args=(build,),
+            # It may shrink to one: a node that leaves takes its actors along; the rest go on.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=cpus,
+            num_gpus=gpus,
+            runtime_env={"env_vars": environment or {}},
+        )
+    )
+
+
+class _Loaded:
+    def __init__(self, build: Callable[[], Callable[[Any], Any]]) -> None:
+        self._work = build()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _run(row, self._work)
+
+
+def _run(row: dict[str, Any], work: Callable[[Any], Any]) -> dict[str, Any]:
+    """Do the work of one part; the user's mistakes come back as values, not as tracebacks."""
+    outcome: Any
+    try:
+        outcome = work(pickle.loads(row["item"]))
+    except UserError as error:
+        outcome = error
+    return {"outcome": pickle.dumps(outcome)}
+
+
+def _dataset(items: Sequence[Any]) -> ray.data.Dataset:
+    connect()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"item": pickle.dumps(item)} for item in items]
-    size = min(actors, len(items))
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Guarded,
-        fn_constructor_args=(build,),
-        # It may shrink to one: a node that leaves takes its actors along and the rest go on.
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=cpus,
-        num_gpus=gpus,
-        runtime_env={"env_vars": environment or {}},
-    )
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _outcomes(dataset: ray.data.Dataset) -> Iterator[Any]:
     for row in dataset.iter_rows():
         outcome = pickle.loads(row["outcome"])
         if isinstance(outcome, UserError):

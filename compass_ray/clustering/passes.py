@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,12 +56,9 @@ class Work:
 Sums = dict[str, tuple[NDArray[np.float64], int]]
 
 
-def summing() -> Callable[[Work], tuple[int, str, Sums]]:
-    def work(item: Work) -> tuple[int, str, Sums]:
-        sums = language_sums(item.part.read_vectors(), _column(item, "language"))
-        return item.number, item.part.part.role, sums
-
-    return work
+def sum_part(item: Work) -> tuple[int, str, Sums]:
+    sums = language_sums(item.part.read_vectors(), _column(item, "language"))
+    return item.number, item.part.part.role, sums
 
 
 def merge_sums(results: Iterable[tuple[int, str, Sums]]) -> dict[str, Sums]:
@@ -93,24 +90,21 @@ def build_space(config: Config, sums: dict[str, Sums]) -> tuple[Space, list[str]
     return space, from_usage
 
 
-def sampling(space: Space) -> Callable[[Work], int]:
-    def work(item: Work) -> int:
-        assert item.shares is not None
-        table = item.part.vectors.storage.read_table(
-            item.part.part.path, columns=["id", "language", "subject"]
-        )
-        languages = table["language"].to_pylist()
-        chosen = draw(table["id"].to_pylist(), languages, item.shares)
-        raw = item.part.read_vectors()[chosen]
-        names = np.array(languages)[chosen]
-        buffer = io.BytesIO()
-        np.savez(buffer, raw=raw, space=space.transform(raw, names))
-        sample = table.select(["language", "subject"]).take(chosen)
-        item.draft.write_bytes(f"sample/{item.number:05d}.npz", buffer.getvalue())
-        item.draft.write_table(f"sample/{item.number:05d}.parquet", sample)
-        return len(chosen)
-
-    return work
+def sample_part(space: Space, item: Work) -> int:
+    assert item.shares is not None
+    table = item.part.vectors.storage.read_table(
+        item.part.part.path, columns=["id", "language", "subject"]
+    )
+    languages = table["language"].to_pylist()
+    chosen = draw(table["id"].to_pylist(), languages, item.shares)
+    raw = item.part.read_vectors()[chosen]
+    names = np.array(languages)[chosen]
+    buffer = io.BytesIO()
+    np.savez(buffer, raw=raw, space=space.transform(raw, names))
+    sample = table.select(["language", "subject"]).take(chosen)
+    item.draft.write_bytes(f"sample/{item.number:05d}.npz", buffer.getvalue())
+    item.draft.write_table(f"sample/{item.number:05d}.parquet", sample)
+    return len(chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,25 +198,22 @@ class Assigned:
         return {role: {"rows": n, "novel": self.novel[role]} for role, n in self.rows.items()}
 
 
-def assigning(space: Space, clusters: Clusters) -> Callable[[Work], Assigned]:
-    def work(item: Work) -> Assigned:
-        languages = np.array(_column(item, "language"), dtype=np.str_)
-        vectors = space.transform(item.part.read_vectors(), languages)
-        cluster, distance = clusters.assign(vectors)
-        novel = is_novel(distance, clusters.cutoff)
-        table = pa.table({"cluster": cluster, "distance": distance, "novel": novel})
-        item.draft.write_table(assignment_name(item.number), table)
-        role = item.part.part.role
-        done = Assigned({}, Counter({role: len(novel)}), Counter({role: int(novel.sum())}))
-        if role == "auxiliary":
-            k = len(clusters.centroids)
-            done.counts = {
-                str(language): np.bincount(cluster[languages == language], minlength=k)
-                for language in np.unique(languages)
-            }
-        return done
-
-    return work
+def assign_part(space: Space, clusters: Clusters, item: Work) -> Assigned:
+    languages = np.array(_column(item, "language"), dtype=np.str_)
+    vectors = space.transform(item.part.read_vectors(), languages)
+    cluster, distance = clusters.assign(vectors)
+    novel = is_novel(distance, clusters.cutoff)
+    table = pa.table({"cluster": cluster, "distance": distance, "novel": novel})
+    item.draft.write_table(assignment_name(item.number), table)
+    role = item.part.part.role
+    done = Assigned({}, Counter({role: len(novel)}), Counter({role: int(novel.sum())}))
+    if role == "auxiliary":
+        k = len(clusters.centroids)
+        done.counts = {
+            str(language): np.bincount(cluster[languages == language], minlength=k)
+            for language in np.unique(languages)
+        }
+    return done
 
 
 def add_assigned(results: Iterable[Assigned]) -> Assigned:
@@ -263,11 +254,7 @@ class Bucket:
     cosine: float
 
 
-def comparing() -> Callable[[Bucket], Counter[str]]:
-    return _leave_out
-
-
-def _leave_out(bucket: Bucket) -> Counter[str]:
+def leave_out(bucket: Bucket) -> Counter[str]:
     """Write which rows of a bucket the pool leaves out; returns how many by source."""
     groups: dict[tuple[int, str], int] = {}
     vectors, codes, sources, parts, rows = [], list[int](), list[str](), [], []

@@ -46,17 +46,17 @@ from compass_ray.clustering.passes import (
     Fitted,
     Work,
     add_assigned,
-    assigning,
+    assign_part,
     assignment_name,
     build_space,
     cluster_map,
-    comparing,
     diagnose_sample,
     fit_sample,
+    leave_out,
     load_shard,
     merge_sums,
-    sampling,
-    summing,
+    sample_part,
+    sum_part,
 )
 from compass_ray.clustering.sample import balanced_shares
 from compass_ray.clustering.sharded import fit_sharded
@@ -143,16 +143,15 @@ def _cluster(
 ) -> Artifact:
     draft = artifacts.begin(storage, STAGE, fingerprint)
     work = [Work(number, part, draft) for number, part in enumerate(embedded.parts)]
-    slots = max(1, int(cluster().cpus))
 
-    sums = merge_sums(map_parts(work, summing, actors=slots, cpus=1))
+    sums = merge_sums(map_parts(work, sum_part))
     space, from_usage = build_space(config, sums)
 
     fit_rows = config.clustering.fit_rows
     sample_rows = START_ROWS if fit_rows == "all" else fit_rows
     shares = balanced_shares(corpus.languages("auxiliary"), sample_rows)
     pool = [replace(w, shares=shares) for w in work if w.part.part.role == "auxiliary"]
-    sampled = sum(map_parts(pool, partial(sampling, space), actors=slots, cpus=1))
+    sampled = sum(map_parts(pool, partial(sample_part, space)))
     log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
     on_gpu = 1 if cluster().gpus and config.clustering.wants_gpu else 0
     fit = ray.remote(fit_sample).options(num_cpus=1, num_gpus=on_gpu)
@@ -168,9 +167,7 @@ def _cluster(
     draft.write_bytes(CENTROIDS, _saved(clusters))
     storage.delete_dir(draft.path("sample"))
 
-    assigned = add_assigned(
-        map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1)
-    )
+    assigned = add_assigned(map_parts(work, partial(assign_part, space, clusters)))
     draft.write_table(MAP, cluster_map(clusters, assigned.counts, config.run.seed))
     near_duplicates = _leave_out_near_duplicates(config, work, assigned.counts)
     summary = {
@@ -216,10 +213,7 @@ def assign_corpus(
     for name, data in saved.items():
         draft.write_bytes(name, data)
     work = [Work(number, part, draft) for number, part in enumerate(embedded.parts)]
-    slots = max(1, int(cluster().cpus))
-    assigned = add_assigned(
-        map_parts(work, partial(assigning, space, clusters), actors=slots, cpus=1)
-    )
+    assigned = add_assigned(map_parts(work, partial(assign_part, space, clusters)))
     summary = {
         "rows": sum(part.part.rows for part in embedded.parts),
         "near_duplicates": _leave_out_near_duplicates(config, work, assigned.counts),
@@ -266,9 +260,8 @@ def _leave_out_near_duplicates(
         Bucket(number, clusters, pool, cosine)
         for number, clusters in enumerate(buckets(rows_K, BUCKET_ROWS))
     ]
-    slots = max(1, int(cluster().cpus))
     found: Counter[str] = Counter()
-    for counted in map_parts(work_by_bucket, comparing, actors=slots, cpus=1):
+    for counted in map_parts(work_by_bucket, leave_out):
         found.update(counted)
     log.info("cluster: %s near duplicates are left out of the pool", f"{found.total():,}")
     return dict(sorted(found.items()))

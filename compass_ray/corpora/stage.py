@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
@@ -28,7 +28,6 @@ from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
 from compass_ray.progress import Progress
 from compass_ray.records import REJECTED_SCHEMA, Normalised, to_rows
-from compass_ray.resources import cluster
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +126,7 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     missing = [reading for reading in readings if found[reading.fingerprint] is None]
     if missing:
         progress = Progress("read", len(missing), "sources")
-        slots = max(1, int(cluster().cpus))
-        passes = map_parts(missing, _reader, actors=slots, cpus=1)
-        for done, artifact in enumerate(passes, start=1):
+        for done, artifact in enumerate(map_parts(missing, _read), start=1):
             found[artifact.fingerprint] = artifact
             progress.at(done)
     committed = _committed(readings, found)
@@ -137,7 +134,7 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     mergings = _mergings(committed)
     merged = _look_up(mergings)
     unmerged = [merging for merging in mergings if merged[merging.fingerprint] is None]
-    for artifact in map_parts(unmerged, _merger, actors=len(unmerged), cpus=1):
+    for artifact in map_parts(unmerged, _merge):
         merged[artifact.fingerprint] = artifact
     corpus = _corpus(committed, _committed(mergings, merged), computed=len(missing))
     for role in CLEANED:
@@ -261,10 +258,6 @@ def _merged_parts(merging: _Merging, artifact: Artifact) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _merger() -> Callable[[_Merging], Artifact]:
-    return _merge
-
-
 def _merge(merging: _Merging) -> Artifact:
     storage = merging.storage
     ids = (storage.read_table(part.path, ["id"])["id"].to_pylist() for part in merging.parts)
@@ -277,10 +270,6 @@ def _merge(merging: _Merging) -> Artifact:
         written.append(None if rows is None else _write(draft, number, rows))
         repeated += again
     return draft.commit({"parts": written, "dropped": {DUPLICATE: repeated} if repeated else {}})
-
-
-def _reader() -> Callable[[_Reading], Artifact]:
-    return _read
 
 
 def _read(reading: _Reading) -> Artifact:

@@ -24,7 +24,7 @@ from compass_ray.config import Config, Embedding
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.embedding.encoders import BUNDLED, Device, load_encoder
 from compass_ray.errors import UserError
-from compass_ray.parallel import map_parts
+from compass_ray.parallel import map_parts_on_actors
 from compass_ray.progress import Progress
 from compass_ray.resources import cluster, encoder_actors
 
@@ -113,7 +113,7 @@ def _embed_missing(config: Embedding, work: Sequence[_Work]) -> Iterator[Artifac
     device: Device = "cuda" if on.gpus and config.model != BUNDLED else "cpu"
     progress = Progress("embed", sum(item.part.rows for item in work), "rows")
     done = 0
-    for vectors in map_parts(
+    for vectors in map_parts_on_actors(
         work,
         partial(_embedder, config, device),
         actors=encoder_actors(config, on, device),

@@ -73,7 +73,7 @@ def finish(process: subprocess.Popen[bytes], config: Path) -> None:
 def encoders(driver: int) -> list[psutil.Process]:
     """Processes of the embedding actors of the Ray that a driver started."""
     below = psutil.Process(driver).children(recursive=True)
-    return [process for process in below if "_Guarded" in " ".join(process.cmdline())]
+    return [process for process in below if "_Loaded" in " ".join(process.cmdline())]
 
 
 def vectors(storage: Path) -> dict[str, np.ndarray]:

@@ -258,16 +258,15 @@ class _Encoder:
 
 
 def _inline(items: Sequence[Any], build: Callable[[], Any], **_: Any) -> Iterator[Any]:
-    work = build()
-    return (work(item) for item in items)
+    return map(build(), items)
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first stages run in this process."""
-    for module in (records_stage, embedding_stage):
-        monkeypatch.setattr(module, "map_parts", _inline)
-        monkeypatch.setattr(module, "cluster", lambda: Cluster((Node(2, 0),)))
+    monkeypatch.setattr(records_stage, "map_parts", lambda items, work: map(work, items))
+    monkeypatch.setattr(embedding_stage, "map_parts_on_actors", _inline)
+    monkeypatch.setattr(embedding_stage, "cluster", lambda: Cluster((Node(2, 0),)))
     monkeypatch.setattr(embedding_stage, "load_encoder", lambda *_: _Encoder())
     monkeypatch.setattr(embedding_stage, "claim", lambda *_: nullcontext())
 

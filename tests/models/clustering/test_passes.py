@@ -19,11 +19,11 @@ from compass_ray.clustering.passes import (
     Bucket,
     Work,
     add_assigned,
-    assigning,
-    comparing,
+    assign_part,
     diagnose_sample,
     fit_sample,
-    sampling,
+    leave_out,
+    sample_part,
 )
 from compass_ray.clustering.stage import CENTROIDS, SPACE, Clustered, clustering_fingerprint
 from compass_ray.config import Config
@@ -80,7 +80,7 @@ def clustered(storage: Storage, parts: list[EmbeddedPart], cosine: float | None)
     draft.write_bytes(SPACE, saved(space))
     draft.write_bytes(CENTROIDS, saved(clusters))
     work = [Work(number, part, draft) for number, part in enumerate(parts)]
-    counts = add_assigned(map(assigning(space, clusters), work)).counts
+    counts = add_assigned(assign_part(space, clusters, item) for item in work).counts
     assert sum(rows.sum() for rows in counts.values()) == sum(
         part.part.rows for part in parts if part.part.role == "auxiliary"
     )
@@ -88,7 +88,7 @@ def clustered(storage: Storage, parts: list[EmbeddedPart], cosine: float | None)
     if cosine is not None:
         pool = tuple(item for item in work if item.part.part.role == "auxiliary")
         buckets = [Bucket(0, range(1), pool, cosine), Bucket(1, range(1, 2), pool, cosine)]
-        for found in map(comparing(), buckets):
+        for found in map(leave_out, buckets):
             summary.update(found)
     return Clustered(draft.commit({"near_duplicates": summary}), tuple(parts), reused=False)
 
@@ -149,13 +149,13 @@ def test_a_row_is_novel_beyond_all_but_a_hundredth_of_the_fitted_sample(storage:
     draft = artifacts.begin(storage, "cluster", "f01")
     space = RawSpace()
     work = [Work(number, part, draft, {"de": 1.0}) for number, part in enumerate(parts)]
-    assert sum(map(sampling(space), work[:1])) == 300
+    assert sample_part(space, work[0]) == 300
     clusters = fit_sample(config, draft, space).choice.clusters
     diagnostics, cutoff = diagnose_sample(config, draft, space, clusters)
     assert diagnostics.sample_rows == 300
 
     clusters = replace(clusters, cutoff=cutoff)
-    told = add_assigned(map(assigning(space, clusters), work))
+    told = add_assigned(assign_part(space, clusters, item) for item in work)
     draft.write_bytes(CENTROIDS, saved(clusters))
     found = Clustered(draft.commit(), tuple(parts), reused=False)
     novel = found.read_assignment(1)["novel"].to_pylist()

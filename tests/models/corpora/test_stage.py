@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,13 @@ from compass_ray.corpora import stage
 from compass_ray.corpora.cleaning import DUPLICATE, TOO_SHORT
 from compass_ray.corpora.stage import Corpus, find_corpora, read_corpora
 from compass_ray.loading import build_config
-from compass_ray.resources import Cluster, Node
 
 Row = tuple[str, str]
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def inline(items: Sequence[Any], build: Callable[[], Any], **_: Any) -> Iterator[Any]:
-        return map(build(), items)
-
-    monkeypatch.setattr(stage, "map_parts", inline)
-    monkeypatch.setattr(stage, "cluster", lambda: Cluster((Node(2, 0),)))
+    monkeypatch.setattr(stage, "map_parts", lambda items, work: map(work, items))
 
 
 @pytest.fixture
