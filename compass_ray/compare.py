@@ -45,7 +45,8 @@ class Row:
 
     Attributes:
         strategy: its name, or ``base`` for the model without an adapter.
-        items: answers compared, of all languages and seeds.
+        items: items of all languages; what each scores is its mean over the seeds.
+        seeds: how often the strategy was trained.
         accuracy: share answered correctly, with its bootstrap interval ``low`` to ``high``.
         by_language: accuracy of each language, over seeds.
         difference: accuracy of ``compass`` minus this one's, on the same items.
@@ -55,6 +56,7 @@ class Row:
 
     strategy: str
     items: int
+    seeds: int
     accuracy: float
     low: float
     high: float
@@ -64,7 +66,7 @@ class Row:
     cohens_d: float | None = None
 
 
-# By model (a strategy, or ``base``) and language: 1 for a right answer, over seeds and items.
+# By model (a strategy, or ``base``) and language: 1 for a right answer, [seeds, items].
 Answers = dict[str, dict[str, NDArray[np.float64]]]
 
 
@@ -152,21 +154,28 @@ def _add_answers(
             if items is None:
                 continue
             correct = items["correct"].to_numpy(zero_copy_only=False).astype(np.float64)
-            mine = answers.setdefault(model, {}).setdefault(compared.language, np.empty(0))
-            # The base is the same for every strategy: one copy a seed keeps the pairs aligned.
+            by_language = answers.setdefault(model, {})
+            before = by_language.get(compared.language, np.empty((0, len(correct))))
+            # The base is the same for every strategy: one copy a seed is enough.
             if model != BASE or name == REFERENCE:
-                answers[model][compared.language] = np.concatenate([mine, correct])
+                by_language[compared.language] = np.vstack([before, correct])
 
 
 def tabulate(answers: Answers, config: Config) -> list[Row]:
     """Accuracies, best first, with ``compass`` tested against each of the others.
+
+    Seeds answer the same items, and their answers to one are no independent samples: an item
+    counts once, with its mean over the seeds.
 
     Raises ``UserError`` when no language has items.
     """
     if not answers:
         raise UserError("corpora.evaluation: no items in any of the languages, nothing to compare")
     languages = sorted(answers[REFERENCE])
-    flat = {name: np.concatenate([by[lang] for lang in languages]) for name, by in answers.items()}
+    flat = {
+        name: np.concatenate([by[lang].mean(axis=0) for lang in languages])
+        for name, by in answers.items()
+    }
     reference = flat[REFERENCE]
     rows = []
     for name, values in flat.items():
@@ -174,6 +183,7 @@ def tabulate(answers: Answers, config: Config) -> list[Row]:
         row = Row(
             strategy=name,
             items=len(values),
+            seeds=len(answers[name][languages[0]]),
             accuracy=float(values.mean()),
             low=low,
             high=high,

@@ -7,9 +7,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def local_ray() -> Iterator[None]:
-    """One Ray for the session; four slots on whatever cores there are."""
+    """One Ray for the session of two slots."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=True, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
     yield
     ray.shutdown()
