@@ -7,7 +7,7 @@ off goes on where it was, and a strategy added later costs only itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
@@ -20,7 +20,7 @@ from compass_ray.config import Config, Strategy
 from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
-from compass_ray.evaluation.stage import evaluate
+from compass_ray.evaluation.stage import evaluate, on_items
 from compass_ray.evaluation.statistics import (
     bootstrap_ci,
     cohens_d,
@@ -78,8 +78,16 @@ def compare(config: Config, strategies: Sequence[str], seeds: int) -> list[Row]:
     return tabulate(collect(config, strategies, seeds), config)
 
 
-def collect(config: Config, strategies: Sequence[str], seeds: int) -> Answers:
+def collect(
+    config: Config, strategies: Sequence[str], seeds: int, evaluation: str | None = None
+) -> Answers:
     """Answers of every strategy, of ``compass`` and of the base, in the same order for all.
+
+    Args:
+        config: of the run; its own items decide which rows may not be picked.
+        strategies: those to compare with ``compass``.
+        seeds: how often each is trained.
+        evaluation: items to score on; default: the run's.
 
     Raises ``UserError`` for a strategy that is not known. Raises ``RuntimeError`` when a language
     fails to train, since a table with a hole in it compares nothing.
@@ -102,7 +110,10 @@ def collect(config: Config, strategies: Sequence[str], seeds: int) -> Answers:
             log.info("compare: %s, seed %d", name, seed)
             sampling = fixed.sampling.model_copy(update={"strategy": name})
             trial = fixed.model_copy(update={"sampling": sampling})
-            _add_answers(answers, name, trial, storage, corpus, clustered)
+            trained = _trained(name, trial, storage, clustered)
+            scored_on = on_items(trial, evaluation) if evaluation else trial
+            items = read_corpora(scored_on, storage) if evaluation else corpus
+            _add_answers(answers, name, scored_on, storage, items, trained)
     return answers
 
 
@@ -136,19 +147,25 @@ def _steps(config: Config, subset: Artifact) -> int:
     ).total_steps
 
 
+def _trained(
+    name: str, config: Config, storage: Storage, clustered: Clustered
+) -> Mapping[str, Artifact]:
+    trained = train_languages(config, storage, sample(config, storage, clustered).subsets)
+    if trained.failures:
+        language, cause = next(iter(trained.failures.items()))
+        raise RuntimeError(f"{name}: {language} failed: {cause}")
+    return trained.adapters
+
+
 def _add_answers(
     answers: Answers,
     name: str,
     config: Config,
     storage: Storage,
     corpus: Corpus,
-    clustered: Clustered,
+    adapters: Mapping[str, Artifact],
 ) -> None:
-    trained = train_languages(config, storage, sample(config, storage, clustered).subsets)
-    if trained.failures:
-        language, cause = next(iter(trained.failures.items()))
-        raise RuntimeError(f"{name}: {language} failed: {cause}")
-    for compared in evaluate(config, storage, corpus, trained.adapters).comparisons:
+    for compared in evaluate(config, storage, corpus, adapters).comparisons:
         scored = {name: compared.adapter, BASE: compared.base}
         for model, items in scored.items():
             if items is None:

@@ -36,7 +36,7 @@ from compass_ray.continual.stage import (
 from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
-from compass_ray.evaluation.stage import evaluate
+from compass_ray.evaluation.stage import evaluate, on_items
 from compass_ray.loading import override
 from compass_ray.pipeline import STAGES, check_config
 from compass_ray.sampling.actor import History
@@ -299,9 +299,7 @@ def _verdicts(
     old = _scored(config, run.storage, corpus, current, adapters)
     own_items = None
     if evaluation:
-        corpora = config.corpora.model_copy(update={"evaluation": [Source(path=evaluation)]})
-        tasks = config.evaluation.model_copy(update={"tasks": ["items"]})
-        other = config.model_copy(update={"corpora": corpora, "evaluation": tasks})
+        other = on_items(config, evaluation)
         own_items = _scored(other, run.storage, read_corpora(other, run.storage), current, adapters)
     locator = Locator(run)
     verdicts = {}

@@ -19,7 +19,7 @@ from ray.util import ActorPool
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
-from compass_ray.config import Config, Evaluation, Training
+from compass_ray.config import Config, Evaluation, Source, Training
 from compass_ray.corpora.stage import Corpus
 from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
@@ -57,6 +57,13 @@ class _Job:
     task: str
     benchmark: Benchmark
     adapter: Artifact | None
+
+
+def on_items(config: Config, path: str) -> Config:
+    """The same run, scored on the items of a file, folder or glob and on nothing else."""
+    corpora = config.corpora.model_copy(update={"evaluation": [Source(path=path)]})
+    tasks = config.evaluation.model_copy(update={"tasks": ["items"]})
+    return config.model_copy(update={"corpora": corpora, "evaluation": tasks})
 
 
 def evaluate(

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.ray
 
 
 def made_under(name: str) -> PlacementGroup:
-    group = placement_group([{"CPU": 0.5, "memory": mark(name)}] * 2)
+    group = placement_group([{"CPU": 0.25, "memory": mark(name)}] * 2)
     assert group.wait(60)
     return group
 
@@ -33,7 +33,7 @@ def test_groups_of_nobodys_claim_go_and_others_stay(tmp_path: Path) -> None:
     with claim(storage, "train", "held"):
         held = made_under(claim_name(storage, "train", "held"))
         abandoned = made_under(claim_name(storage, "train", "abandoned"))
-        foreign = placement_group([{"CPU": 0.5}])
+        foreign = placement_group([{"CPU": 0.25}])
         assert foreign.wait(60)
         free_abandoned()
         assert [state(g) for g in (held, abandoned, foreign)] == ["CREATED", "REMOVED", "CREATED"]
