@@ -27,12 +27,21 @@ import numpy as np
 from numpy.typing import NDArray
 from record import RESULTS, earlier, machine, record
 
-from compass_ray.compare import BASE, REFERENCE, Answers, Row, as_json, collect, markdown, tabulate
+from compass_ray.compare import collect
 from compass_ray.config import STRATEGIES, Config
 from compass_ray.corpora import atlas
 from compass_ray.evaluation.oneruler import templates
 from compass_ray.evaluation.oneruler.generate import generate
 from compass_ray.evaluation.oneruler.haystack import material
+from compass_ray.evaluation.standings import (
+    BASE,
+    REFERENCE,
+    Answers,
+    Row,
+    as_json,
+    markdown,
+    tabulate,
+)
 from compass_ray.evaluation.statistics import cohens_d
 from compass_ray.loading import build_config
 from compass_ray.models import load_tokenizer
@@ -160,7 +169,7 @@ def rows_of(given: argparse.Namespace, kept: Kept) -> list[Row]:
         }
         for model in seeds[0]
     }
-    return tabulate(answers, make_config(given, 0, "neutral"))
+    return tabulate(answers, confidence=0.95, seed=0)
 
 
 def over_cells(kept: Kept) -> list[dict[str, Any]]:

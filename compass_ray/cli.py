@@ -155,10 +155,11 @@ def compare(
     """Strategies at the same budget, steps and items, with compass tested against each."""
     settings = _load(config, overrides, verbose)
     from compass_ray import compare as comparison
+    from compass_ray.evaluation import standings
 
     with contextlib.redirect_stdout(sys.stderr):
         rows = comparison.compare(settings, [n.strip() for n in strategies.split(",")], seeds)
-    shown = json.dumps(comparison.as_json(rows), indent=1) if as_json else comparison.markdown(rows)
+    shown = json.dumps(standings.as_json(rows), indent=1) if as_json else standings.markdown(rows)
     print(shown)
 
 

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from compass_ray.compare import BASE, REFERENCE, markdown, tabulate
+from compass_ray.evaluation.standings import BASE, REFERENCE, markdown, tabulate
 from compass_ray.evaluation.statistics import paired_permutation_test
-from compass_ray.loading import build_config
-
-CONFIG = build_config({"languages": ["de", "pl"]}, where="test")
 
 
 def answers(seed: int, seeds: int) -> dict[str, np.ndarray]:
@@ -20,7 +17,7 @@ def test_another_seed_with_the_same_answers_is_no_more_evidence() -> None:
         name: {lang: np.vstack([rows, rows]) for lang, rows in by.items()}
         for name, by in once.items()
     }
-    for one, two in zip(tabulate(once, CONFIG), tabulate(twice, CONFIG), strict=True):
+    for one, two in zip(tabulate(once, 0.95, 0), tabulate(twice, 0.95, 0), strict=True):
         assert (one.items, two.items) == (80, 80)
         assert (one.seeds, two.seeds) == (1, 2)
         assert (one.low, one.high, one.p_value, one.cohens_d) == (
@@ -31,7 +28,7 @@ def test_another_seed_with_the_same_answers_is_no_more_evidence() -> None:
 
 def test_an_item_counts_once_with_its_mean_over_seeds() -> None:
     given = {REFERENCE: answers(2, 3), BASE: answers(3, 3)}
-    rows = {row.strategy: row for row in tabulate(given, CONFIG)}
+    rows = {row.strategy: row for row in tabulate(given, 0.95, 0)}
     means = {
         name: np.concatenate([by[lang].mean(axis=0) for lang in ("de", "pl")])
         for name, by in given.items()
