@@ -148,8 +148,10 @@ def answer(given: argparse.Namespace, kept: Kept, long_context: bool) -> Iterato
 
 
 def _as_text(answers: dict[str, NDArray[np.float64]]) -> dict[str, str]:
+    """Of the only seed."""
     return {
-        language: "".join(f"{right:.0f}" for right in given) for language, given in answers.items()
+        language: "".join(f"{right:.0f}" for right in given_1N[0])
+        for language, given_1N in answers.items()
     }
 
 
