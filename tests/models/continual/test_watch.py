@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import random
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +61,28 @@ def test_stable_usage_exits_0_and_drift_3_and_the_same_window_counts_once(
     code, out, err = command("monitor", run, "--usage", moved, "--json")
     assert code == 3 and json.loads(out)["windows"] == []
     assert "nothing new; the 40 prompts counted before stay counted once" in err
+
+
+def test_following_tells_of_each_window_as_the_folder_grows(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    write_log(logs / "1.jsonl", stable(20, 2))
+    words = [sys.executable, "-c", "from compass_ray.cli import main; main()", "monitor"]
+    words += [str(make_run()), "--usage", str(logs), "--follow", "--every", "0.1", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **pipes) as following:
+        assert following.stdout
+        first = json.loads(following.stdout.readline())
+        write_log(logs / "2.jsonl", prompts("weather", 20, 2))
+        second = json.loads(following.stdout.readline())
+        following.send_signal(signal.SIGINT)
+        rest, err = following.communicate(timeout=60)
+    assert [told["window"] for told in (*first["windows"], *second["windows"])] == [1, 2]
+    assert [first["drifted"], second["drifted"]] == [False, True]
+    assert rest == "" and "Traceback" not in err
+    assert following.returncode == 130
 
 
 def test_prompts_of_a_new_kind_are_novel(make_run: MakeRun) -> None:
