@@ -71,8 +71,6 @@ def test_five_adapters_one_clear_failure_and_nothing_left_behind(
         },
         sampling={"budget": 10},
         training={"model": str(poisoned), "max_steps": 3, "packing": False},
-        # Four cores: two languages at a time.
-        resources={"threads_per_worker": 2},
     )
     monkeypatch.setattr(sys, "argv", ["compass-ray", "train", str(path)])
     with pytest.raises(SystemExit) as stop:
@@ -80,7 +78,7 @@ def test_five_adapters_one_clear_failure_and_nothing_left_behind(
     said = capfd.readouterr().err
     logging.getLogger("compass_ray").handlers.clear()
     assert stop.value.code == 1
-    assert "6 languages, 2 side by side" in said
+    assert "6 languages, 2 side by side" in said, "a slot each"
     assert "compass-ray: fr failed: loss is nan at step 1" in said.splitlines()
     assert "starting again" not in said, "what cannot be mended is not tried again"
     run = tmp_path / "storage/runs/small"
