@@ -118,7 +118,8 @@ def test_whatever_is_killed_costs_a_checkpoint_interval(
     resumed = summary["resumed_after"]
     assert len(resumed) == 3
     for before, after in zip(reached, resumed, strict=True):
-        assert 0 < after < STEPS and after >= before - INTERVAL
+        # Workers outlive their driver by seconds, in which they may come to the end.
+        assert max(1, before - INTERVAL) <= after <= STEPS
     losses = pq.read_table(storage / "runs/small/losses/de.parquet")
     assert losses["step"].to_pylist() == list(range(1, STEPS + 1))
 
