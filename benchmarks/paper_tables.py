@@ -177,8 +177,7 @@ def rows_of(given: argparse.Namespace, kept: Kept) -> list[Row]:
 def over_cells(kept: Kept) -> list[dict[str, Any]]:
     """By strategy, how far compass leads in each language and seed, and d with those as the units.
 
-    The paper's effect sizes are over such units. Over items, which are right or wrong, the same
-    leads are smaller in standard deviations.
+    Over items, which are right or wrong, the same leads are smaller in standard deviations.
     """
     seeds = complete(kept)
     found = []
