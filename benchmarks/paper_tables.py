@@ -3,13 +3,12 @@
 ``python benchmarks/paper_tables.py`` trains SmolLM2-135M on atlas with every strategy, at equal
 budget and steps, and scores each adapter on the items of its language (table 1) and on OneRuler's
 needle in a haystack (table 2: was long context lost?). So small a model does not write its answers
-as OneRuler asks, and scores 0 by its rules whatever it has seen; so the needle's number is one of
-four to choose from, of which the other three are nowhere in the prompt.
+as OneRuler asks; so the needle's number is one of four to choose from, of which the other three
+are nowhere in the prompt.
 
-It takes hours on a CPU; ``--small`` is minutes. Writes
-``results/paper_tables.json`` and ``.md`` (with ``--small`` next to the storage instead), and keeps
-there every answer, so that the same command, on this machine or another, goes on where one was
-broken off or adds seeds and strategies.
+It takes hours on a CPU; ``--small`` is minutes. Writes ``results/paper_tables.json`` and ``.md``
+(with ``--small`` next to the storage instead), and keeps there every answer, so that the same
+command, on this machine or another, goes on where one was broken off or adds seeds and strategies.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from compass_ray.corpora import atlas
 from compass_ray.evaluation.oneruler import templates
 from compass_ray.evaluation.oneruler.generate import generate
 from compass_ray.evaluation.oneruler.haystack import material
+from compass_ray.evaluation.oneruler.items import count_tokens
 from compass_ray.evaluation.standings import (
     BASE,
     REFERENCE,
@@ -94,7 +94,7 @@ def make_config(given: argparse.Namespace, seed: int, space: str) -> Config:
 
 def write_needles(given: argparse.Namespace) -> str:
     """Items of table 2; returns the file."""
-    count = partial(_count, load_tokenizer(MODEL))
+    count = partial(count_tokens, load_tokenizer(MODEL))
     items = []
     for language in given.languages:
         told = atlas.rows("train", [language], 300).to_pylist()
@@ -115,10 +115,6 @@ def write_needles(given: argparse.Namespace) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(items))
     return str(path)
-
-
-def _count(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 # By seed, model (a strategy, ``RAW`` or ``BASE``) and language: 1 for a right answer, else 0.

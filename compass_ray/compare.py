@@ -65,6 +65,7 @@ def collect(
         corpus = read_corpora(seeded, storage)
         check_corpus(seeded, corpus)
         clustered = cluster_corpus(seeded, storage, corpus, embed(seeded, storage, corpus))
+        items = read_corpora(on_items(seeded, evaluation), storage) if evaluation else corpus
         fixed = _with_equal_steps(seeded, storage, clustered)
         for name in names:
             log.info("compare: %s, seed %d", name, seed)
@@ -72,7 +73,6 @@ def collect(
             trial = fixed.model_copy(update={"sampling": sampling})
             trained = _trained(name, trial, storage, clustered)
             scored_on = on_items(trial, evaluation) if evaluation else trial
-            items = read_corpora(scored_on, storage) if evaluation else corpus
             _add_answers(answers, name, scored_on, storage, items, trained)
     return answers
 

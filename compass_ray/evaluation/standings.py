@@ -89,8 +89,7 @@ def tabulate(answers: Answers, confidence: float, seed: int) -> list[Row]:
             )
         rows.append(row)
     tested = {row.strategy: row.p_value for row in rows if row.p_value is not None}
-    adjusted = holm(list(tested.values())) if tested else np.empty(0)
-    by_name = dict(zip(tested, map(float, adjusted), strict=True))
+    by_name = dict(zip(tested, map(float, holm(list(tested.values()))), strict=True))
     rows = [replace(row, p_value=by_name.get(row.strategy)) for row in rows]
     return sorted(rows, key=lambda row: -row.accuracy)
 

@@ -24,7 +24,8 @@ from ray.util.state import list_actors, list_placement_groups
 pytestmark = pytest.mark.ray
 
 MakeConfig = Callable[..., Path]
-STEPS, INTERVAL = 100, 10
+# More steps than workers take in the seconds that they outlive their driver.
+STEPS, INTERVAL = 300, 10
 TRAINING = {
     "max_steps": STEPS,
     "epochs": 1,
@@ -118,8 +119,7 @@ def test_whatever_is_killed_costs_a_checkpoint_interval(
     resumed = summary["resumed_after"]
     assert len(resumed) == 3
     for before, after in zip(reached, resumed, strict=True):
-        # Workers outlive their driver by seconds, in which they may come to the end.
-        assert max(1, before - INTERVAL) <= after <= STEPS
+        assert 0 < after < STEPS and after >= before - INTERVAL
     losses = pq.read_table(storage / "runs/small/losses/de.parquet")
     assert losses["step"].to_pylist() == list(range(1, STEPS + 1))
 

@@ -110,7 +110,7 @@ class OneRulerItems:
         counted = self._material()
         return {
             (kind, length): generate(
-                kind, counted, length, self.settings.samples, partial(_count, tokenizer)
+                kind, counted, length, self.settings.samples, partial(count_tokens, tokenizer)
             )
             for kind in self.settings.tasks
             for length in self.settings.lengths
@@ -189,7 +189,8 @@ def _read_items(file: Path) -> list[dict[str, Any]]:
     return items
 
 
-def _count(tokenizer: Any, text: str) -> int:
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Tokens of a text without the special ones that begin or end it."""
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 

