@@ -101,8 +101,7 @@ def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) ->
             "training": {
                 "model": arguments.model,
                 "system_prompt": "Answer briefly.",
-                "epochs": 2,
-                "max_steps": arguments.max_steps,
+                "epochs": arguments.epochs,
                 "batch_size": 2,
                 "max_length": 256,
                 "learning_rate": 1.0e-3,
@@ -230,7 +229,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100, help="Of each step and language")
     parser.add_argument("--pool", type=int, default=600, help="Auxiliary rows of each language")
     parser.add_argument("--budget", type=int, default=250)
-    parser.add_argument("--max-steps", type=int, default=None)
+    parser.add_argument("--epochs", type=int, default=2, help="Of every method over its rows")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--at-once", type=int, default=1, help="Lines that grow side by side")
     parser.add_argument("--gpus-per-worker", default="auto", help="A share of a GPU, such as 0.1")
@@ -246,7 +245,7 @@ def main() -> None:
         return
     data.mkdir(parents=True, exist_ok=True)
     write_data(data, arguments.languages, arguments.prompts, arguments.items)
-    same = ("languages", "steps", "prompts", "items", "pool", "budget", "max_steps", "model")
+    same = ("languages", "steps", "prompts", "items", "pool", "budget", "epochs", "model")
     asked = {name: getattr(arguments, name) for name in same}
     results = Path(arguments.results)
     found = earlier("ecda", results)

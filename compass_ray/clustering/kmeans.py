@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from compass_ray.clustering.lloyd import TOLERANCE
 from compass_ray.errors import UserError
 
 FloatMatrix = NDArray[np.float32]
@@ -31,8 +32,8 @@ PathOrFile = str | os.PathLike[str] | IO[bytes]
 ITERATIONS = 25
 # Backends that use a GPU where there is one.
 ON_GPU = ("cuml", "torch")
-# k-means++ looks at a sample; 25 iterations over all rows forgive what it missed.
-SEEDING_ROWS_PER_CLUSTER = 128
+# k-means++ looks at a sample; iterations over all rows forgive what it missed.
+SEEDING_ROWS_PER_CLUSTER = 32
 # Numbers in one block of the assignment, 16 MB of float32.
 BLOCK = 1 << 22
 # Distances cuML holds at once, rows × K: 256 MB of float32. Its own default, the most rows here,
@@ -250,6 +251,9 @@ def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
         max_points_per_centroid=len(X_ND),
         min_points_per_centroid=1,
     )
+    # Before 1.14.2, and so in its builds for GPUs, faiss stops only when nothing moves any more.
+    if hasattr(model.cp, "early_stop_threshold"):
+        model.cp.early_stop_threshold = TOLERANCE
     model.train(X_ND, init_centroids=start_KD)
     return np.array(model.centroids, dtype=np.float32), None
 

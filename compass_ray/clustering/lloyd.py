@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Numbers in one block of distances, 64 MB of float32.
 _BLOCK = 1 << 24
 # Relative fall of the inertia below which another iteration is not worth its pass.
-_TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 # Rows a part offers for clusters without any; more are empty only on degenerate data.
 _FARTHEST = 16
 
@@ -139,7 +139,7 @@ def iterate(
     for number in range(iterations + 1):
         sums = step(centroids_KD)
         # The last pass only measures: an inertia is that of the centroids it is stored with.
-        if number == iterations or sums.inertia > before * (1 - _TOLERANCE):
+        if number == iterations or sums.inertia > before * (1 - TOLERANCE):
             break
         before = sums.inertia
         centroids_KD = next_centroids(sums, centroids_KD)
