@@ -60,7 +60,7 @@ def test_every_backend_repeats_with_its_seed(backend):
 
 @every_backend
 def test_every_backend_uses_all_rows_and_leaves_the_input_alone(backend, monkeypatch):
-    monkeypatch.setattr(kmeans, "SEEDING_ROWS_PER_CLUSTER", 4)
+    monkeypatch.setattr(kmeans, "SAMPLE_PER_CLUSTER", 4)
     X = np.random.default_rng(3).normal(size=(3000, 2)).astype(np.float32)
     before = X.copy()
     clusters = fit_kmeans(X, 1, backend=backend)
@@ -265,6 +265,7 @@ def cuml(monkeypatch):
     for module in (rmm, package, cluster):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(kmeans._RUNS_HERE, "cuml", lambda: True)
+    monkeypatch.setattr(kmeans, "SAMPLE_PER_CLUSTER", 10**6)  # all rows: one fit each
     kmeans.pool_gpu_memory.cache_clear()
     yield done
     kmeans.pool_gpu_memory.cache_clear()
