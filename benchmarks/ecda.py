@@ -12,8 +12,10 @@ new subjects, all from one pool and with one budget. After each step the adapter
 all subjects so far.
 
 * new: accuracy on the subjects of the step; old: on those of all steps before.
-* average: at the end, over all steps' subjects. Forgetting: how far, on average, the accuracy on
-  the subjects of a step has fallen at the end from its best.
+* average: accuracy at the end, over all steps' subjects. Forgetting: how far, on average, the
+  accuracy on the subjects of a step has fallen at the end from what it was after that step.
+* The same of the probability that the model gives to the right one among the options, which tells
+  more of each item than whether it comes first.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from record import RESULTS, about, earlier, record
+from scipy.special import softmax
 
 from compass_ray import run
 from compass_ray.artifacts import Storage
@@ -50,6 +53,7 @@ STREAM = {
     "languages": ("language_name", "script_name"),
     "numbers": ("number_words", "weekday_after"),
 }
+MEASURES = ("accuracy", "probability")
 POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", "zu"]
 
 
@@ -129,12 +133,16 @@ def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> l
         at = {lang: versions[step] for lang, versions in lines.items()}
         adapters = {lang: adapter_of(folder.storage, version) for lang, version in at.items()}
         so_far = on_items(config, str(items_upto(data, name)))
+        if step == arguments.steps:
+            scoring = so_far.evaluation.model_copy(update={"baseline": True})
+            so_far = so_far.model_copy(update={"evaluation": scoring})
         corpus = read_corpora(so_far, folder.storage)
         scored = evaluate(so_far, folder.storage, corpus, adapters).comparisons
         told.append(
             {
                 "step": name,
-                "accuracy": {c.language: by_group(c.adapter.to_pylist()) for c in scored},
+                "scores": {c.language: by_group(c.adapter.to_pylist()) for c in scored},
+                "base": {c.language: by_group(c.base.to_pylist()) for c in scored if c.base},
                 "tokens": sum(a.summary["tokens"] for a in adapters.values()),
                 "seconds": sum(a.summary["seconds"] for a in adapters.values()),
             }
@@ -173,50 +181,68 @@ def line_of_versions(folder: RunFolder, language: str) -> list[Any]:
     return folder.registry(language).line_of(folder.current(language))
 
 
-def by_group(items: list[dict[str, Any]]) -> dict[str, float]:
-    return {
-        name: float(np.mean([r["correct"] for r in items if r["subject"] in subjects]))
-        for name, subjects in STREAM.items()
-        if any(r["subject"] in subjects for r in items)
-    }
+Scores = dict[str, dict[str, float]]
+
+
+def by_group(items: list[dict[str, Any]]) -> Scores:
+    """Of each step's subjects, by measure: mean over the items."""
+    found = {}
+    for name, subjects in STREAM.items():
+        mine = [r for r in items if r["subject"] in subjects]
+        if mine:
+            chances = [softmax(r["loglikelihoods"])[r["answer"]] for r in mine]
+            accuracy = float(np.mean([r["correct"] for r in mine]))
+            found[name] = {"accuracy": accuracy, "probability": float(np.mean(chances))}
+    return found
 
 
 def summary(method: str, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means over seeds and languages of what ``line`` measured."""
     lines = [line["steps"] for line in seeds.values()]
-    averages, forgotten, steps = [], [], []
-    for told in lines:
-        names = [step["step"] for step in told]
-        for language in told[0]["accuracy"]:
-            scored = [step["accuracy"][language] for step in told]
-            R = np.array([[at.get(name, np.nan) for name in names] for at in scored])
-            averages.append(R[-1].mean())
-            best = [R[g:-1, g].max() for g in range(len(names) - 1)]
-            forgotten.append(float(np.mean(best - R[-1, :-1])))
-            steps.append([[R[t, t], R[t, :t].mean() if t else np.nan] for t in range(len(names))])
-    return {
-        "method": method,
-        "seeds": len(lines),
-        "average": float(np.mean(averages)),
-        "forgetting": float(np.mean(forgotten)),
-        "new_old_by_step": np.round(np.mean(steps, axis=0), 4).tolist(),
-        "tokens": sum(step["tokens"] for told in lines for step in told[1:]),
-        "seconds": sum(step["seconds"] for told in lines for step in told[1:]),
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    head = (
-        f"{'method':<17} {'seeds':>5} {'average':>8} {'forgetting':>11} {'tokens':>10} "
-        f"{'seconds':>8}  new/old"
-    )
-    lines = [
-        f"{row['method']:<17} {row['seeds']:>5} {row['average']:>8.3f} {row['forgetting']:>11.3f} "
-        f"{row['tokens']:>10,} {row['seconds']:>8.0f}  "
-        + "  ".join(f"{new:.2f}/{old:.2f}" for new, old in row["new_old_by_step"][1:])
-        for row in rows
+    cells = [
+        [step["scores"][language] for step in told]
+        for told in lines
+        for language in told[0]["scores"]
     ]
-    return "\n".join([head, *lines])
+    row: dict[str, Any] = {"method": method, "seeds": len(lines)}
+    for measure in MEASURES:
+        R = np.mean([matrix(scored, measure) for scored in cells], axis=0)
+        learnt, kept = np.diagonal(R)[:-1], R[-1, :-1]
+        row[measure] = {"average": R[-1].mean(), "forgetting": (learnt - kept).mean()}
+        if measure == "accuracy":
+            row["new_old_by_step"] = [[R[t, t], R[t, :t].mean()] for t in range(1, len(R))]
+    row |= {c: sum(step[c] for told in lines for step in told[1:]) for c in ("tokens", "seconds")}
+    return row
+
+
+def matrix(scored: list[Scores], measure: str) -> np.ndarray:
+    """After step t, on the subjects of step g: [t, g]; nan where g is yet to come."""
+    empty = {measure: np.nan}
+    return np.array([[at.get(name, empty)[measure] for name in scored[-1]] for at in scored])
+
+
+def without_adapter(seeds: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Averages of the base model over all steps' subjects, as the adapters' at the end."""
+    told = [scores for line in seeds.values() for scores in line["steps"][-1]["base"].values()]
+    return {m: float(np.mean([s[m] for scores in told for s in scores.values()])) for m in MEASURES}
+
+
+def table(rows: list[dict[str, Any]], base: dict[str, float]) -> str:
+    accuracy, probability = (base[m] for m in MEASURES)
+    lines = [
+        f"{'':<17} {'':>5} {'accuracy':^19}  {'probability':^19}\n"
+        f"{'method':<17} {'seeds':>5} {'average':>8} {'forgetting':>10}  {'average':>8} "
+        f"{'forgetting':>10} {'tokens':>9} {'seconds':>8}  new/old by step",
+        f"{'no adapter':<17} {'':>5} {accuracy:>8.3f} {'':>10}  {probability:>8.3f}",
+    ]
+    for row in rows:
+        measured = "  ".join(
+            f"{row[m]['average']:>8.3f} {row[m]['forgetting']:>10.3f}" for m in MEASURES
+        )
+        steps = "  ".join(f"{new:.2f}/{old:.2f}" for new, old in row["new_old_by_step"])
+        cost = f"{row['tokens']:>9,} {row['seconds']:>8.0f}"
+        lines.append(f"{row['method']:<17} {row['seeds']:>5} {measured} {cost}  {steps}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -252,8 +278,10 @@ def main() -> None:
     lines: Lines = found["lines"] if found.get("settings") == asked else {}
     for _ in grow(arguments, lines):
         rows = [summary(method, lines[method]) for method in METHODS if method in lines]
-        print(table(rows), flush=True)
-        record("ecda", {"settings": asked, "results": rows, "lines": lines}, results)
+        base = without_adapter(next(iter(lines.values())))
+        print(table(rows, base), flush=True)
+        told = {"settings": asked, "base": base, "results": rows, "lines": lines}
+        record("ecda", told, results)
 
 
 if __name__ == "__main__":
