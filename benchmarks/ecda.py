@@ -267,7 +267,8 @@ def main() -> None:
     if arguments.line:
         method, seed, file = arguments.line
         steps = line(arguments, data, method, int(seed))
-        Path(file).write_text(json.dumps(about() | {"steps": steps}))
+        where = {name: told for name, told in about().items() if name != "command"}
+        Path(file).write_text(json.dumps(where | {"steps": steps}))
         return
     data.mkdir(parents=True, exist_ok=True)
     write_data(data, arguments.languages, arguments.prompts, arguments.items)
