@@ -246,7 +246,9 @@ def table(rows: list[dict[str, Any]], base: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--languages", default="de,zu", type=lambda text: text.split(","))
     parser.add_argument("--steps", type=int, default=4, choices=range(1, len(STREAM)))
     parser.add_argument("--methods", default=",".join(METHODS), type=lambda text: text.split(","))

@@ -2,7 +2,7 @@
 
 All backends start from the same k-means++ centroids of a sample, run at most the same number of
 Lloyd iterations over it and then over all rows, and are measured by the same assignment; so they
-differ by rounding and speed only.
+differ by rounding, speed, and how little a last iteration may gain.
 Heavy libraries are imported when they are used. Knows nothing of languages or of how K is chosen.
 
 Shapes: N rows, S rows of a sample, D dimensions, K clusters.
@@ -255,7 +255,7 @@ def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
         max_points_per_centroid=len(X_ND),
         min_points_per_centroid=1,
     )
-    # Before 1.14.2, and so in its builds for GPUs, faiss stops only when nothing moves any more.
+    # Older builds, those for GPUs among them, have no such setting.
     if hasattr(model.cp, "early_stop_threshold"):
         model.cp.early_stop_threshold = TOLERANCE
     model.train(X_ND, init_centroids=start_KD)

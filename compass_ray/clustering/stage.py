@@ -70,7 +70,7 @@ from compass_ray.resources import cluster
 log = logging.getLogger(__name__)
 
 STAGE = "cluster"
-VERSION = 3
+VERSION = 4
 SPACE = "space.npz"
 CENTROIDS = "centroids.npz"
 MAP = "clusters.parquet"
