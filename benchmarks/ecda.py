@@ -143,6 +143,7 @@ def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> l
                 "step": name,
                 "scores": {c.language: by_group(c.adapter.to_pylist()) for c in scored},
                 "base": {c.language: by_group(c.base.to_pylist()) for c in scored if c.base},
+                "adapters": {lang: adapter.fingerprint for lang, adapter in adapters.items()},
                 "tokens": sum(a.summary["tokens"] for a in adapters.values()),
                 "seconds": sum(a.summary["seconds"] for a in adapters.values()),
             }
@@ -174,11 +175,25 @@ def grow(arguments: argparse.Namespace, lines: Lines) -> Iterator[None]:
         for done in as_completed(running):
             method, seed = running[done]
             lines.setdefault(method, {})[seed] = done.result()
+            check_same_start(lines)
             yield
 
 
 def line_of_versions(folder: RunFolder, language: str) -> list[Any]:
     return folder.registry(language).line_of(folder.current(language))
+
+
+def check_same_start(lines: Lines) -> None:
+    """Lines of one seed are compared, so they must have grown from the same adapters."""
+    for seed in sorted({seed for seeds in lines.values() for seed in seeds}):
+        grown = {method: seeds[seed] for method, seeds in lines.items() if seed in seeds}
+        starts = {m: sorted(line["steps"][0]["adapters"].items()) for m, line in grown.items()}
+        (first, start), *others = starts.items()
+        if different := [method for method, other in others if other != start]:
+            raise SystemExit(
+                f"ecda.json: seed {seed}: {', '.join(different)} did not start from the adapters "
+                f"of {first}: other code made them; remove these lines and grow them again"
+            )
 
 
 Scores = dict[str, dict[str, float]]
