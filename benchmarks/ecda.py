@@ -3,7 +3,8 @@
 ``python benchmarks/ecda.py`` prints a table after each line of adapters and keeps it in
 ``benchmarks/results/ecda.json``. It takes hours on two cores. Broken off, on this machine or
 another, the same command goes on where it was: a line that is kept there is not grown again, and
-``--methods naive,ecda --seeds 1`` grows only some. On a GPU, ``--at-once 4 --gpus-per-worker 0.1``
+``--methods naive,ecda --seeds 1`` grows only some. A method may have settings of its own, as in
+``--methods "ecda continual.replay_fraction=0.2"``. On a GPU, ``--at-once 4 --gpus-per-worker 0.1``
 lets four grow side by side.
 
 An adapter is built for users who ask about currencies. Then they ask about dates, countries,
@@ -16,6 +17,8 @@ all subjects so far.
   accuracy on the subjects of a step has fallen at the end from what it was after that step.
 * The same of the probability that the model gives to the right one among the options, which tells
   more of each item than whether it comes first.
+* to full_retrain: how far the average is from that of training anew on all rows, with the standard
+  error over seeds, languages and subjects.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -44,7 +48,7 @@ from compass_ray.continual.update import adapter_of, update
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import read_corpora
 from compass_ray.evaluation.stage import evaluate, on_items
-from compass_ray.loading import build_config
+from compass_ray.loading import build_config, override
 
 STREAM = {
     "currencies": ("currency_of_country", "currency_name"),
@@ -106,8 +110,8 @@ def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) ->
                 "model": arguments.model,
                 "system_prompt": "Answer briefly.",
                 "epochs": arguments.epochs,
-                "batch_size": 2,
-                "max_length": 256,
+                "batch_size": 1,
+                "max_length": 128,
                 "learning_rate": 1.0e-3,
                 "checkpoint_steps": 1000,
                 "precision": "bf16",
@@ -120,9 +124,11 @@ def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) ->
     )
 
 
-def line(arguments: argparse.Namespace, data: Path, method: str, seed: int) -> list[dict[str, Any]]:
-    """One method's line of adapters: after each step, accuracy by subject group, and the cost."""
-    config = settings(arguments, data, f"ecda-{method}-{seed}", seed)
+def line(arguments: argparse.Namespace, data: Path, words: str, seed: int) -> list[dict[str, Any]]:
+    """A line of adapters, by a method and its settings: after each step, its scores and cost."""
+    method, *own = words.split()
+    named = re.sub(r"[^\w.]+", "-", f"ecda-{words}-{seed}")
+    config = override(settings(arguments, data, named, seed), own)
     folder = RunFolder.open(run(config, until="train").folder)
     told = []
     for step, name in enumerate(list(STREAM)[: arguments.steps + 1]):
@@ -211,8 +217,9 @@ def by_group(items: list[dict[str, Any]]) -> Scores:
     return found
 
 
-def summary(method: str, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(method: str, grown: Lines) -> dict[str, Any]:
     """Means over seeds and languages of what ``line`` measured."""
+    seeds = grown[method]
     lines = [line["steps"] for line in seeds.values()]
     cells = [
         [step["scores"][language] for step in told]
@@ -223,11 +230,35 @@ def summary(method: str, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for measure in MEASURES:
         R = np.mean([matrix(scored, measure) for scored in cells], axis=0)
         learnt, kept = np.diagonal(R)[:-1], R[-1, :-1]
-        row[measure] = {"average": R[-1].mean(), "forgetting": (learnt - kept).mean()}
+        row[measure] = {
+            "average": R[-1].mean(),
+            "forgetting": (learnt - kept).mean(),
+            "to_full_retrain": difference(seeds, grown.get("full_retrain", {}), measure),
+        }
         if measure == "accuracy":
             row["new_old_by_step"] = [[R[t, t], R[t, :t].mean()] for t in range(1, len(R))]
     row |= {c: sum(step[c] for told in lines for step in told[1:]) for c in ("tokens", "seconds")}
     return row
+
+
+def difference(
+    ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], measure: str
+) -> tuple[float, float] | None:
+    """At the end: mean over seeds, languages and subjects, and its standard error."""
+    one, other = at_the_end(ours), at_the_end(theirs)
+    cells = [one[cell][measure] - other[cell][measure] for cell in one if cell in other]
+    if not np.any(cells):
+        return None
+    return float(np.mean(cells)), float(np.std(cells, ddof=1) / len(cells) ** 0.5)
+
+
+def at_the_end(seeds: dict[str, dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, float]]:
+    return {
+        (seed, language, subjects): measured
+        for seed, told in seeds.items()
+        for language, groups in told["steps"][-1]["scores"].items()
+        for subjects, measured in groups.items()
+    }
 
 
 def matrix(scored: list[Scores], measure: str) -> np.ndarray:
@@ -244,20 +275,26 @@ def without_adapter(seeds: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]], base: dict[str, float]) -> str:
     accuracy, probability = (base[m] for m in MEASURES)
+    wide = max(len(row["method"]) for row in rows)
+    head = f"{'average':>8} {'forgetting':>10} {'to full_retrain':>17}"
     lines = [
-        f"{'':<17} {'':>5} {'accuracy':^19}  {'probability':^19}\n"
-        f"{'method':<17} {'seeds':>5} {'average':>8} {'forgetting':>10}  {'average':>8} "
-        f"{'forgetting':>10} {'tokens':>9} {'seconds':>8}  new/old by step",
-        f"{'no adapter':<17} {'':>5} {accuracy:>8.3f} {'':>10}  {probability:>8.3f}",
+        f"{'':<{wide}} {'':>5} {'accuracy':^37}  {'probability':^37}",
+        f"{'method':<{wide}} {'seeds':>5} {head}  {head} {'tokens':>9} {'seconds':>8}  "
+        "new/old by step",
+        f"{'no adapter':<{wide}} {'':>5} {accuracy:>8.3f} {'':>28}  {probability:>8.3f}",
     ]
     for row in rows:
-        measured = "  ".join(
-            f"{row[m]['average']:>8.3f} {row[m]['forgetting']:>10.3f}" for m in MEASURES
-        )
+        measured = "  ".join(as_text(row[m]) for m in MEASURES)
         steps = "  ".join(f"{new:.2f}/{old:.2f}" for new, old in row["new_old_by_step"])
         cost = f"{row['tokens']:>9,} {row['seconds']:>8.0f}"
-        lines.append(f"{row['method']:<17} {row['seeds']:>5} {measured} {cost}  {steps}")
+        lines.append(f"{row['method']:<{wide}} {row['seeds']:>5} {measured} {cost}  {steps}")
     return "\n".join(lines)
+
+
+def as_text(measured: dict[str, Any]) -> str:
+    apart = measured["to_full_retrain"]
+    against = f"{apart[0]:+.3f} ± {apart[1]:.3f}" if apart else "-"
+    return f"{measured['average']:>8.3f} {measured['forgetting']:>10.3f} {against:>17}"
 
 
 def main() -> None:
@@ -295,7 +332,8 @@ def main() -> None:
     found = earlier("ecda", results)
     lines: Lines = found["lines"] if found.get("settings") == asked else {}
     for _ in grow(arguments, lines):
-        rows = [summary(method, lines[method]) for method in METHODS if method in lines]
+        order = [*METHODS, *(other for other in lines if other not in METHODS)]
+        rows = [summary(method, lines) for method in order if method in lines]
         base = without_adapter(next(iter(lines.values())))
         print(table(rows, base), flush=True)
         told = {"settings": asked, "base": base, "results": rows, "lines": lines}
