@@ -57,12 +57,14 @@ class Parent:
         folder: where in the storage its PEFT files, anchors and Fisher information are.
         fingerprint: of its training.
         updates: how many updates made it.
+        anchors: names the rows of its history that are replayed.
         rows: all rows it was trained on (``prompt``, ``response`` and more).
     """
 
     folder: str
     fingerprint: str
     updates: int
+    anchors: str
     rows: pa.Table
 
 
@@ -94,17 +96,20 @@ def train_update(
     }
     if method == "full_retrain":
         return train_languages(config, storage, data)
-    starts = {language: _start(method, config, parents[language]) for language in subsets}
+    starts = {language: start_of(method, config, parents[language]) for language in subsets}
     return train_languages(config, storage, data, starts=starts)
 
 
-def _start(method: Method, config: Config, parent: Parent) -> StartFrom:
-    settings = config.continual
+def start_of(method: Method, config: Config, parent: Parent) -> StartFrom:
+    """Where a method that trains on goes on from, and what it holds on to."""
+    ewc_lambda = config.continual.ewc_lambda if method in ("ecda", "ewc") else 0.0
+    replay_beta = config.continual.replay_beta if method == "ecda" else 0.0
     return StartFrom(
         folder=parent.folder,
         fingerprint=parent.fingerprint,
-        ewc_lambda=settings.ewc_lambda if method in ("ecda", "ewc") else 0.0,
-        replay_beta=settings.replay_beta if method == "ecda" else 0.0,
+        anchors=parent.anchors if ewc_lambda or replay_beta else "",
+        ewc_lambda=ewc_lambda,
+        replay_beta=replay_beta,
         updates=parent.updates,
     )
 

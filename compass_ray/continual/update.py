@@ -186,10 +186,12 @@ class _Work:
         cls, run: RunFolder, config: Config, corpus: Corpus, clustered: Clustered, language: str
     ) -> _Work:
         version = run.current(language)
+        anchors = run.storage.read_table(f"{version.folder}/{ANCHORS}", ["id"])
         parent = Parent(
             folder=version.folder,
             fingerprint=version.about["fingerprint"],
             updates=version.about.get("updates", 0),
+            anchors=artifacts.fingerprint(anchors=anchors["id"].to_pylist()),
             rows=_history(run, language, version),
         )
         content = [p.content for p in corpus.of("usage") if language in p.languages]

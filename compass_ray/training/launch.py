@@ -49,10 +49,12 @@ class StartFrom:
     Attributes:
         folder: where in the storage its PEFT files, anchors and Fisher information are.
         fingerprint: of the training that made it.
+        anchors: names the anchors; empty where none are used.
     """
 
     folder: str
     fingerprint: str
+    anchors: str
     ewc_lambda: float
     replay_beta: float
     updates: int
