@@ -110,7 +110,7 @@ def settings(arguments: argparse.Namespace, data: Path, name: str, seed: int) ->
                 "model": arguments.model,
                 "system_prompt": "Answer briefly.",
                 "epochs": arguments.epochs,
-                "batch_size": 1,
+                "batch_size": 1,  # with short sequences: many steps from few tokens
                 "max_length": 128,
                 "learning_rate": 1.0e-3,
                 "checkpoint_steps": 1000,

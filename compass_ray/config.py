@@ -417,8 +417,12 @@ class Continual(Section):
     replay_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.05, description="Share of all rows trained on that is kept to replay"
     )
-    ewc_lambda: Annotated[float, Field(ge=0)] = 2.0
-    replay_beta: Annotated[float, Field(ge=0)] = 0.1
+    ewc_lambda: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="Weight of the EWC term; its Fisher information is a target token's"
+    )
+    replay_beta: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="Weight of the replayed rows' loss"
+    )
     tolerance: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.02, description="Accuracy on the old usage that an update may lose and be promoted"
     )
