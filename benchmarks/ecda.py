@@ -1,11 +1,11 @@
 """Updating without forgetting: usage moves from subject to subject, and every method follows.
 
-``python benchmarks/ecda.py`` prints a table after each line of adapters and keeps it in
-``benchmarks/results/ecda.json``. It takes hours on two cores. Broken off, on this machine or
-another, the same command goes on where it was: a line that is kept there is not grown again, and
-``--methods naive,ecda --seeds 1`` grows only some. A method may have settings of its own, as in
-``--methods "ecda continual.replay_fraction=0.2"``. On a GPU, ``--at-once 4 --gpus-per-worker 0.1``
-lets four grow side by side.
+``python benchmarks/ecda.py`` prints a table of what it has, and again after each line of adapters,
+and keeps it in ``benchmarks/results/ecda.json``. It takes hours on two cores. Broken off, on this
+machine or another, the same command goes on where it was: a line that is kept there is not grown
+again, and ``--methods naive,ecda --seeds 1`` grows only some. A method may have settings of its
+own, as in ``--methods "ecda continual.replay_fraction=0.2"``. On a GPU,
+``--at-once 4 --gpus-per-worker 0.1`` lets four grow side by side.
 
 An adapter is built for users who ask about currencies. Then they ask about dates, countries,
 languages and numbers, in turn, and each method updates its own line of adapters with rows for the
@@ -17,8 +17,8 @@ all subjects so far.
   accuracy on the subjects of a step has fallen at the end from what it was after that step.
 * The same of the probability that the model gives to the right one among the options, which tells
   more of each item than whether it comes first.
-* to full_retrain: how far the average is from that of training anew on all rows, with the standard
-  error over seeds, languages and subjects.
+* to full_retrain: how far the average is from that of training anew on all rows.
+* ±: the standard error over seeds, languages and steps' subjects.
 """
 
 from __future__ import annotations
@@ -162,7 +162,12 @@ Lines = dict[str, dict[str, dict[str, Any]]]
 
 
 def grow(arguments: argparse.Namespace, lines: Lines) -> Iterator[None]:
-    """Grow the lines, of every method and seed, that are not there; each is a process."""
+    """Grow the lines, of every method and seed, that are not there; each is a process.
+
+    Yields once for those that are there, and after each that is grown.
+    """
+    if lines:
+        yield
 
     def grown(method: str, seed: int) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile("r") as file:
@@ -228,11 +233,12 @@ def summary(method: str, grown: Lines) -> dict[str, Any]:
     ]
     row: dict[str, Any] = {"method": method, "seeds": len(lines)}
     for measure in MEASURES:
-        R = np.mean([matrix(scored, measure) for scored in cells], axis=0)
-        learnt, kept = np.diagonal(R)[:-1], R[-1, :-1]
+        each = np.array([matrix(scored, measure) for scored in cells])
+        learnt, kept = np.diagonal(each, axis1=1, axis2=2)[:, :-1], each[:, -1, :-1]
+        R = each.mean(axis=0)
         row[measure] = {
             "average": R[-1].mean(),
-            "forgetting": (learnt - kept).mean(),
+            "forgetting": mean_and_error(learnt - kept),
             "to_full_retrain": difference(seeds, grown.get("full_retrain", {}), measure),
         }
         if measure == "accuracy":
@@ -244,12 +250,15 @@ def summary(method: str, grown: Lines) -> dict[str, Any]:
 def difference(
     ours: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]], measure: str
 ) -> tuple[float, float] | None:
-    """At the end: mean over seeds, languages and subjects, and its standard error."""
+    """At the end, over the seeds that both have; None of a method from itself."""
     one, other = at_the_end(ours), at_the_end(theirs)
     cells = [one[cell][measure] - other[cell][measure] for cell in one if cell in other]
-    if not np.any(cells):
-        return None
-    return float(np.mean(cells)), float(np.std(cells, ddof=1) / len(cells) ** 0.5)
+    return mean_and_error(np.array(cells)) if np.any(cells) else None
+
+
+def mean_and_error(cells: np.ndarray) -> tuple[float, float]:
+    """Mean over all cells, and its standard error."""
+    return float(cells.mean()), float(cells.std(ddof=1) / cells.size**0.5)
 
 
 def at_the_end(seeds: dict[str, dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, float]]:
@@ -276,12 +285,12 @@ def without_adapter(seeds: dict[str, dict[str, Any]]) -> dict[str, float]:
 def table(rows: list[dict[str, Any]], base: dict[str, float]) -> str:
     accuracy, probability = (base[m] for m in MEASURES)
     wide = max(len(row["method"]) for row in rows)
-    head = f"{'average':>8} {'forgetting':>10} {'to full_retrain':>17}"
+    head = f"{'average':>8} {'forgetting':>16} {'to full_retrain':>16}"
     lines = [
-        f"{'':<{wide}} {'':>5} {'accuracy':^37}  {'probability':^37}",
+        f"{'':<{wide}} {'':>5} {'accuracy':^42}  {'probability':^42}",
         f"{'method':<{wide}} {'seeds':>5} {head}  {head} {'tokens':>9} {'seconds':>8}  "
         "new/old by step",
-        f"{'no adapter':<{wide}} {'':>5} {accuracy:>8.3f} {'':>28}  {probability:>8.3f}",
+        f"{'no adapter':<{wide}} {'':>5} {accuracy:>8.3f} {'':>33}  {probability:>8.3f}",
     ]
     for row in rows:
         measured = "  ".join(as_text(row[m]) for m in MEASURES)
@@ -292,9 +301,9 @@ def table(rows: list[dict[str, Any]], base: dict[str, float]) -> str:
 
 
 def as_text(measured: dict[str, Any]) -> str:
-    apart = measured["to_full_retrain"]
-    against = f"{apart[0]:+.3f} ± {apart[1]:.3f}" if apart else "-"
-    return f"{measured['average']:>8.3f} {measured['forgetting']:>10.3f} {against:>17}"
+    told = [measured[name] for name in ("forgetting", "to_full_retrain")]
+    shown = [f"{t[0]:+.3f} ± {t[1]:.3f}" if t else "-" for t in told]
+    return f"{measured['average']:>8.3f} {shown[0]:>16} {shown[1]:>16}"
 
 
 def main() -> None:
