@@ -162,8 +162,13 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
     shape = worker_shape(config, cluster())
     workers = max(1, min(cluster().slots(shape.cpus, shape.gpus), len(jobs)))
     environment = {"OMP_NUM_THREADS": str(int(shape.cpus)), "TOKENIZERS_PARALLELISM": "false"}
+    # Lost with its node, a worker comes back elsewhere; short of memory, it would be lost for ever.
     worker = ray.remote(_Worker).options(
-        num_cpus=shape.cpus, num_gpus=shape.gpus, runtime_env={"env_vars": environment}
+        num_cpus=shape.cpus,
+        num_gpus=shape.gpus,
+        max_restarts=3,
+        max_task_retries=3,
+        runtime_env={"env_vars": environment},
     )
     pool = ActorPool([worker.remote(config.training, config.evaluation) for _ in range(workers)])
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)

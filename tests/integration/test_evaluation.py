@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
+from ray.util.state import list_actors
 
 from compass_ray import load_config, run
 from tests.conftest import write_jsonl
@@ -14,7 +20,18 @@ from tests.conftest import write_jsonl
 pytestmark = pytest.mark.ray
 
 
-def test_benchmarks_from_local_copies(make_config: Callable[..., Path], tmp_path: Path) -> None:
+def kill_a_worker(address: str, killed: list[int]) -> None:
+    """Kill the first worker that is ready to score."""
+    ready = [("class_name", "=", "_Worker"), ("state", "=", "ALIVE")]
+    while not (found := list_actors(address=address, filters=ready)):
+        time.sleep(0.1)
+    os.kill(found[0].pid, signal.SIGKILL)
+    killed.append(found[0].pid)
+
+
+def test_benchmarks_from_local_copies_though_a_worker_is_killed(
+    make_config: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "global-mmlu" / "nl"
     folder.mkdir(parents=True)
     for split in ("test", "dev"):
@@ -41,7 +58,11 @@ def test_benchmarks_from_local_copies(make_config: Callable[..., Path], tmp_path
             },
         )
     )
+    killed: list[int] = []
+    address = ray.get_runtime_context().gcs_address
+    threading.Thread(target=kill_a_worker, args=(address, killed), daemon=True).start()
     result = run(config)
+    assert killed
     rows = {
         row["task"]: row for row in pq.read_table(f"{result.folder}/scores.parquet").to_pylist()
     }
