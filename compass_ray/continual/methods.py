@@ -44,7 +44,9 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-_MERGES = ("ties", "dare_ties", "dare_linear", "linear")
+# What each adapter weighs in PEFT's merging, so that two that are equal give themselves again. PEFT
+# merges A and B apart, each by the root of the weight: sums of two double both, and means do not.
+_MERGES = {"ties": 1.0, "dare_ties": 1.0, "dare_linear": 0.25, "linear": 0.25}
 # Share of each adapter's weights that TIES and DARE keep: the middle of what their papers try.
 _DENSITY = 0.5
 
@@ -146,7 +148,11 @@ def _merged(
     method: Method, config: Config, storage: Storage, parent: Parent, adapter: Artifact
 ) -> Artifact:
     key = artifacts.fingerprint(
-        stage=STAGE, merge=method, of=[parent.fingerprint, adapter.fingerprint], density=_DENSITY
+        stage=STAGE,
+        merge=method,
+        of=[parent.fingerprint, adapter.fingerprint],
+        density=_DENSITY,
+        weight=_MERGES[method],
     )
     done = artifacts.find(storage, STAGE, key)
     if done:
@@ -161,28 +167,35 @@ def _merged(
 
 @ray.remote
 def _merge(method: str, model: str, parent: str, adapter: Artifact, key: str) -> Artifact:
-    """PEFT's own merging of two adapters of one base, on the CPU."""
-    import torch
-    from peft import PeftModel
-
-    from compass_ray.models import load_base
-
     storage = adapter.storage
-    options: dict[str, Any] = {} if method == "linear" else {"density": _DENSITY}
-    torch.manual_seed(0)  # DARE drops weights at random
     with (
         storage.as_local_dir(parent) as old,
         storage.as_local_dir(f"{adapter.folder()}/{ADAPTER}") as new,
         tempfile.TemporaryDirectory() as name,
     ):
-        peft = PeftModel.from_pretrained(load_base(model, torch.float32), old, adapter_name="old")
-        peft.load_adapter(new, adapter_name="new")
-        peft.add_weighted_adapter(
-            ["old", "new"], [0.5, 0.5], "merged", combination_type=method, **options
-        )
-        peft.save_pretrained(name, selected_adapters=["merged"])
         draft = artifacts.begin(storage, STAGE, key)
-        for file in sorted(Path(name, "merged").iterdir()):
+        for file in sorted(merge(method, model, Path(old), Path(new), Path(name)).iterdir()):
             draft.write_bytes(f"{ADAPTER}/{file.name}", file.read_bytes())
         draft.write_bytes(LOSS_FILE, adapter.read_bytes(LOSS_FILE))
         return draft.commit(adapter.summary)
+
+
+def merge(method: str, model: str, old: Path, new: Path, to: Path) -> Path:
+    """PEFT's own merging of two adapters of one base, on the CPU; returns the folder below ``to``.
+
+    ``old`` and ``new`` are folders of adapters, ``method`` is one of PEFT's combination types.
+    """
+    import torch
+    from peft import PeftModel
+
+    from compass_ray.models import load_base
+
+    options: dict[str, Any] = {} if method == "linear" else {"density": _DENSITY}
+    torch.manual_seed(0)  # DARE drops weights at random
+    peft = PeftModel.from_pretrained(load_base(model, torch.float32), str(old), adapter_name="old")
+    peft.load_adapter(str(new), adapter_name="new")
+    peft.add_weighted_adapter(
+        ["old", "new"], [_MERGES[method]] * 2, "merged", combination_type=method, **options
+    )
+    peft.save_pretrained(str(to), selected_adapters=["merged"])
+    return to / "merged"
