@@ -32,7 +32,7 @@ from compass_ray.config.rows import (
     Source,
     Strategy,
 )
-from compass_ray.config.search import Asha, Metric, Range, Search
+from compass_ray.config.search import Metric, Range, Search
 from compass_ray.config.section import Auto, Section, language_code
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "ROLES",
     "STRATEGIES",
     "Adapter",
-    "Asha",
     "Cleaning",
     "Clustering",
     "Config",

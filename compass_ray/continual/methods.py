@@ -44,9 +44,10 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-# What each adapter weighs in PEFT's merging, so that two that are equal give themselves again. PEFT
-# merges A and B apart, each by the root of the weight: sums of two double both, and means do not.
-_MERGES = {"ties": 1.0, "dare_ties": 1.0, "dare_linear": 0.25, "linear": 0.25}
+# What each adapter weighs in PEFT's merging, so that two that are equal keep their scale. PEFT
+# merges A and B apart, each by the root of the weight: a sum of two makes both twice as large, TIES'
+# mean of what is kept as large, and that of DARE, which doubles the half it keeps, 1.5 times.
+_MERGES = {"ties": 1.0, "dare_ties": 1 / 1.5**2, "dare_linear": 1 / 2**2, "linear": 1 / 2**2}
 # Share of each adapter's weights that TIES and DARE keep: the middle of what their papers try.
 _DENSITY = 0.5
 
@@ -173,14 +174,15 @@ def _merge(method: str, model: str, parent: str, adapter: Artifact, key: str) ->
         storage.as_local_dir(f"{adapter.folder()}/{ADAPTER}") as new,
         tempfile.TemporaryDirectory() as name,
     ):
+        merged = merge_adapters(method, model, Path(old), Path(new), Path(name))
         draft = artifacts.begin(storage, STAGE, key)
-        for file in sorted(merge(method, model, Path(old), Path(new), Path(name)).iterdir()):
+        for file in sorted(merged.iterdir()):
             draft.write_bytes(f"{ADAPTER}/{file.name}", file.read_bytes())
         draft.write_bytes(LOSS_FILE, adapter.read_bytes(LOSS_FILE))
         return draft.commit(adapter.summary)
 
 
-def merge(method: str, model: str, old: Path, new: Path, to: Path) -> Path:
+def merge_adapters(method: str, model: str, old: Path, new: Path, to: Path) -> Path:
     """PEFT's own merging of two adapters of one base, on the CPU; returns the folder below ``to``.
 
     ``old`` and ``new`` are folders of adapters, ``method`` is one of PEFT's combination types.

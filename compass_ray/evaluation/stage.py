@@ -162,7 +162,7 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
     shape = worker_shape(config, cluster())
     workers = max(1, min(cluster().slots(shape.cpus, shape.gpus), len(jobs)))
     environment = {"OMP_NUM_THREADS": str(int(shape.cpus)), "TOKENIZERS_PARALLELISM": "false"}
-    # Lost with its node, a worker comes back elsewhere; short of memory, it would be lost for ever.
+    # A worker lost with its node comes back elsewhere; one that its work kills must come to an end.
     worker = ray.remote(_Worker).options(
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
