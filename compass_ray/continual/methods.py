@@ -45,8 +45,8 @@ Method = Literal[
 METHODS: tuple[Method, ...] = get_args(Method)
 
 # What each adapter weighs in PEFT's merging, so that two that are equal keep their scale. PEFT
-# merges A and B apart, each by the root of the weight: a sum of two makes both twice as large, TIES'
-# mean of what is kept as large, and that of DARE, which doubles the half it keeps, 1.5 times.
+# merges A and B apart, each by the root of the weight. A sum of two makes both twice as large;
+# TIES' mean of what is kept does not; that of DARE, which doubles the half it keeps, 1.5 times.
 _MERGES = {"ties": 1.0, "dare_ties": 1 / 1.5**2, "dare_linear": 1 / 2**2, "linear": 1 / 2**2}
 # Share of each adapter's weights that TIES and DARE keep: the middle of what their papers try.
 _DENSITY = 0.5
