@@ -41,8 +41,7 @@ from scipy.special import softmax
 
 from compass_ray import run
 from compass_ray.artifacts import Storage
-from compass_ray.config import Config
-from compass_ray.continual.methods import METHODS
+from compass_ray.config import UPDATE_METHODS, Config
 from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.update import adapter_of, update
 from compass_ray.corpora import atlas
@@ -128,13 +127,14 @@ def line(arguments: argparse.Namespace, data: Path, words: str, seed: int) -> li
     """A line of adapters, by a method and its settings: after each step, its scores and cost."""
     method, *own = words.split()
     named = re.sub(r"[^\w.]+", "-", f"ecda-{words}-{seed}")
-    config = override(settings(arguments, data, named, seed), own)
+    chosen = [f"continual.method={method}", *own]
+    config = override(settings(arguments, data, named, seed), chosen)
     folder = RunFolder.open(run(config, until="train").folder)
     told = []
     for step, name in enumerate(list(STREAM)[: arguments.steps + 1]):
         lines = {lang: line_of_versions(folder, lang) for lang in arguments.languages}
         if step and any(len(versions) <= step for versions in lines.values()):
-            update(folder, str(data / f"{name}.jsonl"), method=method, prove=False)  # type: ignore[arg-type]
+            update(folder, str(data / f"{name}.jsonl"), prove=False)
             lines = {lang: line_of_versions(folder, lang) for lang in arguments.languages}
         at = {lang: versions[step] for lang, versions in lines.items()}
         adapters = {lang: adapter_of(folder.storage, version) for lang, version in at.items()}
@@ -312,7 +312,8 @@ def main() -> None:
     )
     parser.add_argument("--languages", default="de,zu", type=lambda text: text.split(","))
     parser.add_argument("--steps", type=int, default=4, choices=range(1, len(STREAM)))
-    parser.add_argument("--methods", default=",".join(METHODS), type=lambda text: text.split(","))
+    every = ",".join(UPDATE_METHODS)
+    parser.add_argument("--methods", default=every, type=lambda text: text.split(","))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=120, help="Of each step and language")
     parser.add_argument("--items", type=int, default=24, help="Of each step and language")
@@ -341,7 +342,7 @@ def main() -> None:
     found = earlier("ecda", results)
     lines: Lines = found["lines"] if found.get("settings") == asked else {}
     for _ in grow(arguments, lines):
-        order = [*METHODS, *(other for other in lines if other not in METHODS)]
+        order = [*UPDATE_METHODS, *(other for other in lines if other not in UPDATE_METHODS)]
         rows = [summary(method, lines) for method in order if method in lines]
         base = without_adapter(next(iter(lines.values())))
         print(table(rows, base), flush=True)

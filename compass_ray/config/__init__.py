@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from compass_ray.config.models import (
     ONERULER_TASKS,
+    UPDATE_METHODS,
     Adapter,
     Continual,
     DeepSpeed,
@@ -19,6 +20,7 @@ from compass_ray.config.models import (
     OneRuler,
     OneRulerTask,
     Training,
+    UpdateMethod,
 )
 from compass_ray.config.rows import (
     ROLES,
@@ -39,6 +41,7 @@ __all__ = [
     "ONERULER_TASKS",
     "ROLES",
     "STRATEGIES",
+    "UPDATE_METHODS",
     "Adapter",
     "Cleaning",
     "Clustering",
@@ -62,6 +65,7 @@ __all__ = [
     "Strategy",
     "Tracker",
     "Training",
+    "UpdateMethod",
 ]
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]

@@ -155,7 +155,27 @@ class Evaluation(Section):
         return self
 
 
+UpdateMethod = Literal[
+    "ecda",
+    "naive",
+    "ewc",
+    "random_rehearsal",
+    "full_retrain",
+    "ties",
+    "dare_ties",
+    "dare_linear",
+    "linear",
+]
+UPDATE_METHODS: tuple[UpdateMethod, ...] = get_args(UpdateMethod)
+
+
 class Continual(Section):
+    method: UpdateMethod = Field(
+        "ecda",
+        description="How an update trains: ecda, ewc and random_rehearsal hold on to the old "
+        "usage; naive doesn't; full_retrain begins anew on all rows; the others are PEFT's "
+        "mergings of naive's adapter with the current one",
+    )
     threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["calibrated"] = Field(
         "calibrated", description="Divergence in bits that is drift, or calibrated to alpha"
     )

@@ -1,8 +1,7 @@
 """Ways to bring an adapter up to date, all behind one function: ``train_update``.
 
-``ecda`` is what ``update`` uses; the others are what it is measured against. Each gets the same
-new rows for the same usage; they differ in where they start, what else they train on, and what
-holds them back.
+``continual.method`` chooses, and ``benchmarks/ecda.py`` compares. Each gets the same new rows for
+the same usage; they differ in where they start, what else they train on, and what holds them back.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +17,7 @@ import ray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
-from compass_ray.config import Config
-from compass_ray.resources import cluster, worker_shape
+from compass_ray.config import Config, UpdateMethod
 from compass_ray.sampling.stage import SUBSET
 from compass_ray.training.launch import (
     ADAPTER,
@@ -31,23 +28,10 @@ from compass_ray.training.launch import (
     train_languages,
 )
 
-Method = Literal[
-    "ecda",
-    "naive",
-    "ewc",
-    "random_rehearsal",
-    "full_retrain",
-    "ties",
-    "dare_ties",
-    "dare_linear",
-    "linear",
-]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-# What each adapter weighs in PEFT's merging, so that two that are equal keep their scale. PEFT
-# merges A and B apart, each by the root of the weight. A sum of two makes both twice as large;
-# TIES' mean of what is kept does not; that of DARE, which doubles the half it keeps, 1.5 times.
-_MERGES = {"ties": 1.0, "dare_ties": 1 / 1.5**2, "dare_linear": 1 / 2**2, "linear": 1 / 2**2}
+# What each adapter weighs in PEFT's merging, so that two that are equal keep their scale: a sum of
+# two needs a half; TIES' mean of what is kept does not; that of DARE, which doubles the half it
+# keeps, comes out 1.5 times as large.
+_MERGES = {"ties": 1.0, "dare_ties": 1 / 1.5, "dare_linear": 1 / 2, "linear": 1 / 2}
 # Share of each adapter's weights that TIES and DARE keep: the middle of what their papers try.
 _DENSITY = 0.5
 
@@ -72,7 +56,7 @@ class Parent:
 
 
 def train_update(
-    method: Method,
+    method: UpdateMethod,
     config: Config,
     storage: Storage,
     parents: Mapping[str, Parent],
@@ -81,7 +65,7 @@ def train_update(
     """Train every language's update by ``method``, or find it in the cache.
 
     Args:
-        method: one of ``METHODS``.
+        method: see ``config.Continual``.
         config: of the run; ``training`` and ``continual`` say how.
         storage: where everything is.
         parents: the adapter of each language, and its history.
@@ -90,7 +74,7 @@ def train_update(
     if method in _MERGES:
         trained = train_update("naive", config, storage, parents, subsets)
         for language, adapter in trained.adapters.items():
-            merged = _merged(method, config, storage, parents[language], adapter)
+            merged = _merged(method, storage, parents[language], adapter)
             trained.adapters[language] = merged
         return trained
     data = {
@@ -103,7 +87,7 @@ def train_update(
     return train_languages(config, storage, data, starts=starts)
 
 
-def start_of(method: Method, config: Config, parent: Parent) -> StartFrom:
+def start_of(method: UpdateMethod, config: Config, parent: Parent) -> StartFrom:
     """Where a method that trains on goes on from, and what it holds on to."""
     ewc_lambda = config.continual.ewc_lambda if method in ("ecda", "ewc") else 0.0
     replay_beta = config.continual.replay_beta if method == "ecda" else 0.0
@@ -118,7 +102,7 @@ def start_of(method: Method, config: Config, parent: Parent) -> StartFrom:
 
 
 def _data(
-    method: Method, config: Config, storage: Storage, parent: Parent, subset: Artifact
+    method: UpdateMethod, config: Config, storage: Storage, parent: Parent, subset: Artifact
 ) -> Artifact:
     """The rows to train on: the new ones, and with some methods old ones among them."""
     if method not in ("random_rehearsal", "full_retrain"):
@@ -145,11 +129,10 @@ def _data(
     return draft.commit({"rows": rows.num_rows})
 
 
-def _merged(
-    method: Method, config: Config, storage: Storage, parent: Parent, adapter: Artifact
-) -> Artifact:
+def _merged(method: UpdateMethod, storage: Storage, parent: Parent, adapter: Artifact) -> Artifact:
     key = artifacts.fingerprint(
         stage=STAGE,
+        version=2,
         merge=method,
         of=[parent.fingerprint, adapter.fingerprint],
         density=_DENSITY,
@@ -158,46 +141,53 @@ def _merged(
     done = artifacts.find(storage, STAGE, key)
     if done:
         return done
-    shape = worker_shape(config, cluster())
-    merge = _merge.options(num_cpus=shape.cpus)
-    merged: Artifact = ray.get(
-        merge.remote(method, config.training.model, parent.folder, adapter, key)
-    )
+    merged: Artifact = ray.get(_merge.remote(method, parent.folder, adapter, key))
     return merged
 
 
-@ray.remote
-def _merge(method: str, model: str, parent: str, adapter: Artifact, key: str) -> Artifact:
+@ray.remote(num_cpus=1)
+def _merge(method: UpdateMethod, parent: str, adapter: Artifact, key: str) -> Artifact:
     storage = adapter.storage
     with (
         storage.as_local_dir(parent) as old,
         storage.as_local_dir(f"{adapter.folder()}/{ADAPTER}") as new,
-        tempfile.TemporaryDirectory() as name,
+        tempfile.TemporaryDirectory() as merged,
     ):
-        merged = merge_adapters(method, model, Path(old), Path(new), Path(name))
+        merge_adapters(method, Path(old), Path(new), Path(merged))
         draft = artifacts.begin(storage, STAGE, key)
-        for file in sorted(merged.iterdir()):
+        for file in sorted(Path(merged).iterdir()):
             draft.write_bytes(f"{ADAPTER}/{file.name}", file.read_bytes())
         draft.write_bytes(LOSS_FILE, adapter.read_bytes(LOSS_FILE))
         return draft.commit(adapter.summary)
 
 
-def merge_adapters(method: str, model: str, old: Path, new: Path, to: Path) -> Path:
-    """PEFT's own merging of two adapters of one base, on the CPU; returns the folder below ``to``.
+def merge_adapters(method: UpdateMethod, old: Path, new: Path, to: Path) -> None:
+    """Merge two adapters of one shape, folders in PEFT's format, into a third.
 
-    ``old`` and ``new`` are folders of adapters, ``method`` is one of PEFT's combination types.
+    ``add_weighted_adapter`` of PEFT would put the scale, alpha over r, into the weights, which
+    changes what a learning rate means to the next update; here it stays in the configuration.
+    Magnitudes of DoRA are averaged: none of them can be left out.
     """
     import torch
-    from peft import PeftModel
+    from peft.utils.merge_utils import dare_linear, dare_ties, task_arithmetic, ties
+    from safetensors.torch import load_file, save_file
 
-    from compass_ray.models import load_base
+    from compass_ray.training.adapters import WEIGHTS_FILE
 
-    options: dict[str, Any] = {} if method == "linear" else {"density": _DENSITY}
+    before, after = (load_file(str(folder / WEIGHTS_FILE)) for folder in (old, new))
+    weights = torch.full((2,), _MERGES[method])
     torch.manual_seed(0)  # DARE drops weights at random
-    peft = PeftModel.from_pretrained(load_base(model, torch.float32), str(old), adapter_name="old")
-    peft.load_adapter(str(new), adapter_name="new")
-    peft.add_weighted_adapter(
-        ["old", "new"], [_MERGES[method]] * 2, "merged", combination_type=method, **options
-    )
-    peft.save_pretrained(str(to), selected_adapters=["merged"])
-    return to / "merged"
+    merged = {}
+    for name in sorted(after):
+        both = [before[name], after[name]]
+        if method == "linear" or "lora_magnitude_vector" in name:
+            merged[name] = task_arithmetic(both, torch.full((2,), 0.5))
+        elif method == "ties":
+            merged[name] = ties(both, weights, _DENSITY)
+        elif method == "dare_ties":
+            merged[name] = dare_ties(both, weights, _DENSITY)
+        else:
+            merged[name] = dare_linear(both, weights, _DENSITY)
+    save_file(merged, str(to / WEIGHTS_FILE), metadata={"format": "pt"})
+    config = "adapter_config.json"
+    (to / config).write_bytes((new / config).read_bytes())

@@ -23,7 +23,7 @@ from compass_ray.continual import gate
 from compass_ray.continual.anchors import choose_anchors
 from compass_ray.continual.drift import DriftReport, detect
 from compass_ray.continual.gate import Pair, Verdict
-from compass_ray.continual.methods import Method, Parent, train_update
+from compass_ray.continual.methods import Parent, train_update
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Version
 from compass_ray.continual.runfolder import Locator, RunFolder
@@ -77,7 +77,6 @@ def update(
     languages: Sequence[str] = (),
     evaluation: str | None = None,
     overrides: Sequence[str] = (),
-    method: Method = "ecda",
     prove: bool = True,
 ) -> list[Updated]:
     """Update the adapters of a run for new usage.
@@ -89,7 +88,6 @@ def update(
         evaluation: items of the new usage; default: the run's items, weighted as the new usage is
             spread over their clusters.
         overrides: changes to the run's configuration, such as a corpus that has grown.
-        method: one of ``methods.METHODS``.
         prove: score the update and let the gate decide; without it, it is promoted as it is.
 
     Raises:
@@ -115,7 +113,7 @@ def update(
     sampled = sample(todo, run.storage, clustered, histories)
     subsets = {lang: s for lang, s in sampled.subsets.items() if s.summary["rows"]}
     parents = {lang: item.parent for lang, item in work.items()}
-    trained = train_update(method, todo, run.storage, parents, subsets)
+    trained = train_update(todo.continual.method, todo, run.storage, parents, subsets)
     if prove:
         verdicts = _verdicts(run, todo, corpus, evaluation, work, trained.adapters)
     else:
@@ -129,7 +127,7 @@ def update(
             done.append(item.failed(f"training failed: {trained.failures[language]}"))
         else:
             adapter, verdict = trained.adapters[language], verdicts[language]
-            done.append(item.finish(adapter, subsets[language], verdict, method))
+            done.append(item.finish(adapter, subsets[language], verdict))
     return done
 
 
@@ -225,13 +223,11 @@ class _Work:
     def failed(self, reason: str) -> Updated:
         return Updated(self.language, self.version.name, None, False, reason, failed=True)
 
-    def finish(
-        self, adapter: Artifact, subset: Artifact, verdict: Verdict, method: Method
-    ) -> Updated:
+    def finish(self, adapter: Artifact, subset: Artifact, verdict: Verdict) -> Updated:
         """Register the new version and, if it passed, make it current."""
         registry = self.run.registry(self.language)
         version = registry.find(adapter.fingerprint) or registry.add(
-            self._files(adapter, subset), self._about(adapter, subset, verdict) | {"method": method}
+            self._files(adapter, subset), self._about(adapter, subset, verdict)
         )
         promoted, reason = verdict.promoted, verdict.reason
         if promoted and registry.was_current(version):
@@ -258,6 +254,7 @@ class _Work:
     def _about(self, adapter: Artifact, subset: Artifact, verdict: Verdict) -> dict[str, Any]:
         return {
             "kind": "update",
+            "method": self.config.continual.method,
             "parent": self.version.number,
             "fingerprint": adapter.fingerprint,
             "updates": self.parent.updates + 1,
