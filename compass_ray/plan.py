@@ -17,7 +17,7 @@ from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
 from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import check_tasks
-from compass_ray.models import check_adapter, check_model
+from compass_ray.models import check_model, check_training
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.queueing import Queue, plan_queue
@@ -87,7 +87,7 @@ def make_plan(config: Config) -> Plan:
     storage = Storage.open(config.run.storage)
     check_encoder(config.embedding)
     check_model(config.training.model)
-    check_adapter(config.training.adapter)
+    check_training(config.training)
     check_tasks(config, storage)
     on, machine = hardware.look()
     parallel = parallel_languages(config, on)

@@ -91,6 +91,15 @@ def worker_shape(config: Config, on: Cluster) -> WorkerShape:
     return WorkerShape(float(config.resources.threads_per_worker), gpus)
 
 
+def check_attention(config: Config, on: Cluster) -> None:
+    """Raise ``UserError`` for a kernel that trains on GPUs only where the workers get none."""
+    attention = config.training.attention
+    if attention != "auto" and not worker_shape(config, on).gpus:
+        raise UserError(
+            f"training.attention: {attention} needs a GPU, and the workers have none; use auto"
+        )
+
+
 def parallel_languages(config: Config, on: Cluster) -> int:
     """How many languages train side by side.
 

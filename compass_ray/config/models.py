@@ -38,6 +38,11 @@ class DeepSpeed(Section):
         return self
 
 
+Attention = Literal[
+    "auto", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+]
+
+
 class Training(Section):
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     system_prompt: str | None = Field(
@@ -67,6 +72,12 @@ class Training(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(gt=1)] = 1024
     packing: bool = True
+    attention: Attention = Field(
+        "auto",
+        description="auto: PyTorch's, with a mask; the others train on GPUs alone and need none, "
+        "so that packed rows cost no more than apart; flash: install flash-attn or kernels",
+        json_schema_extra=EXECUTION,
+    )
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -89,6 +100,8 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Training:
+        if self.attention.startswith("flash") and self.precision == "fp32":
+            raise ValueError(f"attention {self.attention} computes in 16 bits; set precision bf16")
         if self.adapter.type == "qlora" and self.deepspeed.zero_stage == 3:
             raise ValueError(
                 "adapter.type qlora: weights in 4 bits cannot be partitioned; "

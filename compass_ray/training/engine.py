@@ -18,7 +18,8 @@ def build_engine(config: Training, start: Start | None = None) -> Any:
     import deepspeed
 
     dtype = precision(config)
-    base = load_base(config.model, dtype, **_quantisation(config, dtype))
+    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    base = load_base(config.model, dtype, **attention, **_quantisation(config, dtype))
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         # Nothing below the first adapter needs a gradient, and without one nothing is recomputed.

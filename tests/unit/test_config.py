@@ -75,6 +75,10 @@ def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
         ),
         ("languages: [de]\ntraining: {early_stopping: 3}", "set validation_fraction"),
         (
+            "languages: [de]\ntraining: {attention: flash_attention_2, precision: fp32}",
+            "set precision bf16",
+        ),
+        (
             "languages: [de]\ntraining: {deepspeed: {offload_parameters: true}}",
             "offload_parameters needs zero_stage 3",
         ),

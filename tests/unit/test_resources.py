@@ -5,7 +5,14 @@ import pytest
 from compass_ray.config import Embedding
 from compass_ray.errors import UserError
 from compass_ray.loading import build_config
-from compass_ray.resources import Cluster, Node, encoder_actors, parallel_languages, worker_shape
+from compass_ray.resources import (
+    Cluster,
+    Node,
+    check_attention,
+    encoder_actors,
+    parallel_languages,
+    worker_shape,
+)
 
 LAPTOP = Cluster((Node(2, 0),))
 GPUS = Cluster((Node(32, 4), Node(32, 4)))
@@ -25,6 +32,16 @@ def test_a_worker_takes_a_gpu_where_there_are_any() -> None:
     assert worker_shape(config(), LAPTOP).gpus == 0
     assert parallel_languages(config(12), GPUS) == 8
     assert parallel_languages(config(12, training={"workers_per_language": 4}), GPUS) == 2
+
+
+def test_a_kernel_for_gpus_needs_workers_with_gpus() -> None:
+    asked = {"attention": "flash_attention_2"}
+    check_attention(config(training=asked), GPUS)
+    check_attention(config(), LAPTOP)
+    with pytest.raises(UserError, match=r"training.attention: flash_attention_2 needs a GPU"):
+        check_attention(config(training=asked), LAPTOP)
+    with pytest.raises(UserError, match="the workers have none"):
+        check_attention(config(training=asked, resources={"gpus_per_worker": 0}), GPUS)
 
 
 def test_never_more_side_by_side_than_asked() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,10 @@ def world() -> Iterator[None]:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29581", "LOCAL_RANK": "0"}
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
     os.environ.update({**address, "RANK": "0", "WORLD_SIZE": "1"})
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     yield

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from compass_ray.config import Training
+from compass_ray.errors import UserError
+from compass_ray.models import check_training
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"adapter": {"type": "qlora"}}, "training.adapter.type: qlora needs bitsandbytes"),
+        ({"attention": "flash_attention_3"}, "training.attention: flash_attention_3 needs"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_told(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], said: str
+) -> None:
+    config = Training.model_validate(settings)
+    installed = {"bitsandbytes", "flash_attn_interface"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in installed else None
+    )
+    check_training(config)
+    installed.clear()
+    check_training(Training())
+    with pytest.raises(UserError, match=said):
+        check_training(config)
+    installed.add("kernels")
+    if settings.get("attention"):
+        check_training(config)
