@@ -53,6 +53,15 @@ def machine() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    head = _git("rev-parse", "--short", "HEAD")
+    if head.returncode:
+        return "unknown"
+    # Results change while a benchmark writes them; it is the code that made them.
+    changed = _git("diff", "--quiet", "HEAD", "--", ":/", ":(exclude)results").returncode
+    return head.stdout.strip() + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
