@@ -9,12 +9,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from compass_ray import load_config, run
 from compass_ray.continual.monitor import DriftMonitor
 from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.update import Updated, update
 from compass_ray.errors import UserError
+from compass_ray.training.adapters import WEIGHTS_FILE
 
 pytestmark = pytest.mark.ray
 
@@ -123,6 +126,18 @@ def test_a_good_update_is_promoted_and_one_made_worse_is_refused(
     (still,) = update(finished, usage, overrides=overrides)
     assert still.version == "v0003" and "rolled back" in still.reason
     assert registry.current().name == "v0001"
+
+    merging = [*overrides, "continual.method=linear"]
+    (merged,) = update(finished, usage, overrides=merging, prove=False)
+    assert merged.version == "v0004" and merged.promoted, merged
+    about = registry.versions()[3].about
+    assert about["method"] == "linear" and about["parent"] == 1
+    before, after = (
+        load_file(Path(finished.storage.location(version.folder), WEIGHTS_FILE))
+        for version in (registry.versions()[0], registry.versions()[3])
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
     with pytest.raises(UserError, match="zero_stage"):
         update(finished, usage, overrides=["training.deepspeed.zero_stage=3"])
