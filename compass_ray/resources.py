@@ -70,6 +70,9 @@ def connect() -> None:
     else:
         # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+        # By default a worker that no task wants for a second is ended, and the next stage, which
+        # comes after encoders or trainers, starts and imports all anew.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
         # Placement groups of Train are cleaned up through the dashboard's state API.
         ray.init(address="local", include_dashboard=True, **options)
 

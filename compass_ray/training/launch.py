@@ -40,6 +40,9 @@ LOSS_FILE = "loss.parquet"
 ANCHORS = "anchors.parquet"
 # Seconds between two looks for what stopped trials and dead controllers have left behind.
 SWEEP_S = 30
+# Train's controller takes one report at a look and by default looks every two seconds: checkpoints
+# that come faster wait for it, and so does the end of every training.
+LOOK_ENV, LOOK_S = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25"
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,13 @@ def _run_side_by_side(
     # Longest first, so that no long one is left to run alone at the end.
     waiting.sort(key=lambda job: -job.subset.summary["rows"])
     reader = Reader(board, trackers)
-    # Train frees what a dead controller held only if it finds this Ray, and by itself it finds none
-    # where there are several on one machine.
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    fit = _fit.options(runtime_env={"env_vars": here})
+    environment = {
+        # Train frees what a dead controller held only if it finds this Ray, and by itself it finds
+        # none where there are several on one machine.
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        LOOK_ENV: os.environ.get(LOOK_ENV, LOOK_S),
+    }
+    fit = _fit.options(runtime_env={"env_vars": environment})
     running: dict[ray.ObjectRef[Artifact], Job] = {}
     sweep = 0.0
     while waiting or running:
