@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +14,12 @@ import pytest
 
 from tests.conftest import SUM, write_jsonl
 
+from .conftest import start
+
 pytestmark = pytest.mark.ray
 
 MakeConfig = Callable[..., Path]
 ROWS, ROWS_PER_PART = 900, 20
-COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()", "embed"]
 
 
 @pytest.fixture
@@ -47,33 +44,8 @@ def config_of(make_config: MakeConfig, sums: Path, tmp_path: Path) -> Callable[[
     return make
 
 
-def embed(path: Path, **environment: str) -> subprocess.Popen[bytes]:
-    log = path.with_suffix(".log").open("ab")
-    return subprocess.Popen(
-        [*COMMAND, str(path)], stderr=log, start_new_session=True, env=os.environ | environment
-    )
-
-
 def committed(storage: Path) -> set[Path]:
     return set(storage.glob("cache/embed/*/_COMMITTED"))
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], config: Path) -> None:
-    deadline = time.monotonic() + 600
-    while not condition():
-        assert process.poll() is None, config.with_suffix(".log").read_text()
-        assert time.monotonic() < deadline, config.with_suffix(".log").read_text()
-        time.sleep(0.05)
-
-
-def finish(process: subprocess.Popen[bytes], config: Path) -> None:
-    assert process.wait(timeout=600) == 0, config.with_suffix(".log").read_text()
-
-
-def encoders(driver: int) -> list[psutil.Process]:
-    """Processes of the embedding actors of the Ray that a driver started."""
-    below = psutil.Process(driver).children(recursive=True)
-    return [process for process in below if "_Loaded" in " ".join(process.cmdline())]
 
 
 def vectors(storage: Path) -> dict[str, np.ndarray]:
@@ -88,23 +60,24 @@ def told(storage: Path) -> dict[str, int]:
 
 
 def test_a_killed_encoder_and_a_killed_driver_cost_only_the_parts_in_flight(
-    config_of: Callable[[str], Path], tmp_path: Path
+    config_of: Callable[[str], Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    config, storage = config_of("killed"), tmp_path / "killed"
-    driver = embed(config)
-    wait_for(lambda: len(committed(storage)) >= 5, driver, config)
-    victim = encoders(driver.pid)[0]
+    config, storage, log = config_of("killed"), tmp_path / "killed", tmp_path / "log"
+    driver = start(log, "embed", config)
+    driver.wait_until(lambda: len(committed(storage)) >= 5)
+    victim = driver.children("_Loaded")[0]
     victim.send_signal(signal.SIGKILL)
     gone_at = len(committed(storage))
-    wait_for(lambda: len(committed(storage)) >= gone_at + 15, driver, config)
+    driver.wait_until(lambda: len(committed(storage)) >= gone_at + 15)
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
     driver.kill()
-    driver.wait()
     done = committed(storage)
 
-    finish(embed(config), config)
+    # The Ray of the first driver went with it; the rest may as well go on with another.
+    request.getfixturevalue("cluster")
+    start(log, "embed", config).finish()
     whole, uninterrupted = config_of("whole"), tmp_path / "whole"
-    finish(embed(whole), whole)
+    start(log, "embed", whole).finish()
     rows = told(uninterrupted)["computed_rows"]
     again = told(storage)
     assert again["reused_rows"] + again["computed_rows"] == rows
@@ -116,19 +89,13 @@ def test_a_killed_encoder_and_a_killed_driver_cost_only_the_parts_in_flight(
 
 
 def test_a_node_that_leaves_takes_no_rows_with_it(
-    config_of: Callable[[str], Path], tmp_path: Path
+    config_of: Callable[[str], Path], tmp_path: Path, cluster: Any
 ) -> None:
-    from ray.cluster_utils import Cluster
-
-    config, storage = config_of("nodes"), tmp_path / "nodes"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        leaving = cluster.add_node(num_cpus=1)
-        driver = embed(config, RAY_ADDRESS=cluster.address)
-        wait_for(lambda: len(committed(storage)) >= 10, driver, config)
-        cluster.remove_node(leaving, allow_graceful=False)
-        finish(driver, config)
-    finally:
-        cluster.shutdown()
+    config, storage, log = config_of("nodes"), tmp_path / "nodes", tmp_path / "log"
+    leaving = cluster.add_node(num_cpus=1)
+    driver = start(log, "embed", config)
+    driver.wait_until(lambda: len(committed(storage)) >= 10)
+    cluster.remove_node(leaving, allow_graceful=False)
+    driver.finish()
     rows = sum(len(part) for part in vectors(storage).values())
     assert told(storage)["computed_rows"] == rows > ROWS

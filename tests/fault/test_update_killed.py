@@ -3,45 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from .conftest import start
 
 pytestmark = pytest.mark.ray
 
 MakeConfig = Callable[..., Path]
-COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
-
-
-def start(log: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
-        words = [*COMMAND, *map(str, arguments)]
-        return subprocess.Popen(words, stderr=file, stdout=file, start_new_session=True)
-
-
-def kill_when(process: subprocess.Popen[bytes], log: Path, reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 600
-    while not reached():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
-    make_config: MakeConfig, tmp_path: Path, corpus: Path
+    make_config: MakeConfig, tmp_path: Path, corpus: Path, cluster: Any
 ) -> None:
-    training = {"max_steps": 60, "checkpoint_steps": 10}
-    config = make_config(languages=["de"], training=training, continual={"tolerance": 0.99})
+    config = make_config(
+        languages=["de"],
+        # More steps than workers take in the seconds that they outlive their driver.
+        training={"max_steps": 200, "checkpoint_steps": 10},
+        continual={"tolerance": 0.99},
+    )
     log, storage = tmp_path / "log", tmp_path / "storage"
-    assert start(log, "train", config).wait(timeout=600) == 0, log.read_text()
+    start(log, "train", config).finish()
     folder = storage / "runs/small"
     adapters = folder / "adapters/de"
     before = json.loads((adapters / "current.json").read_text())
@@ -56,16 +41,20 @@ def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
     trained, scored = committed("train"), committed("evaluate")
     command = ("update", folder, "--usage", usage)
     snapshots = "cache/train/*/runs/adapter/checkpoint_manager_snapshot.json"
-    kill_when(start(log, *command), log, lambda: any(storage.glob(snapshots)))
+    training = start(log, *command)
+    training.wait_until(lambda: any(storage.glob(snapshots)))
+    training.kill()
     assert committed("train") == trained
     assert json.loads((adapters / "current.json").read_text()) == before
 
-    kill_when(start(log, *command), log, lambda: committed("evaluate") > scored)
+    evaluating = start(log, *command)
+    evaluating.wait_until(lambda: committed("evaluate") > scored)
+    evaluating.kill()
     assert committed("train") == trained + 1
     assert json.loads((adapters / "current.json").read_text()) == before
     assert [path.parent.name for path in adapters.glob("*/version.json")] == ["v0001"]
 
-    assert start(log, *command).wait(timeout=600) == 0, log.read_text()
+    start(log, *command).finish()
     about = json.loads((adapters / "v0002/version.json").read_text())
     current = json.loads((adapters / "current.json").read_text())["version"]
     assert current == ("v0002" if about["promoted"] else "v0001")
