@@ -16,7 +16,8 @@ from .conftest import poll
 pytestmark = pytest.mark.ray
 
 MakeConfig = Callable[..., Path]
-TRAINING = {"max_steps": 80, "epochs": 1, "checkpoint_steps": 5, "learning_rate": 0.003}
+# A checkpoint takes a quarter of a second at least: time to submit a job and to stop another.
+TRAINING = {"max_steps": 120, "epochs": 1, "checkpoint_steps": 2, "learning_rate": 0.003}
 
 
 def test_a_submit_without_the_token_is_refused(head, make_config: MakeConfig) -> None:  # type: ignore[no-untyped-def]
