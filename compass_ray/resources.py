@@ -15,6 +15,16 @@ from compass_ray.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LOCAL_RAY = {
+    # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
+    "RAY_worker_maximum_startup_concurrency": "4",
+    # By default a worker that no task wants for a second is ended, and the next stage, which comes
+    # after encoders or trainers, starts and imports all anew.
+    "RAY_idle_worker_killing_time_threshold_ms": "120000",
+    # A process a language that looks whether a provider takes nodes back: here there is none.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -68,13 +78,17 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**options)
     else:
-        # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
-        # By default a worker that no task wants for a second is ended, and the next stage, which
-        # comes after encoders or trainers, starts and imports all anew.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "120000")
-        # Placement groups of Train are cleaned up through the dashboard's state API.
-        ray.init(address="local", include_dashboard=True, **options)
+        start_local(**options)
+
+
+def start_local(**options: Any) -> None:
+    """Start Ray on this machine for this process alone; options as ``ray.init`` has them."""
+    import ray
+
+    for name, value in LOCAL_RAY.items():
+        os.environ.setdefault(name, value)
+    # Placement groups of Train are cleaned up through the dashboard's state API.
+    ray.init(address="local", include_dashboard=True, **options)
 
 
 def cluster() -> Cluster:

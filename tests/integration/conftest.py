@@ -10,6 +10,8 @@ def local_ray() -> Iterator[None]:
     """One Ray for the session of two slots."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
+    from compass_ray.resources import start_local
+
+    start_local(num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
