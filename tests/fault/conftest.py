@@ -16,7 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
+from compass_ray.resources import LOCAL_RAY
+
 PATIENCE_S = 600
+KEEP_IDLE = "RAY_idle_worker_killing_time_threshold_ms"
 COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
 
 
@@ -64,6 +67,12 @@ def start(log: Path, *arguments: object) -> Started:
 
 
 @pytest.fixture(scope="session")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage in which the stages before training are done once for all tests."""
+    return tmp_path_factory.mktemp("sampled") / "storage"
+
+
+@pytest.fixture(scope="package")
 def running_cluster() -> Iterator[Any]:
     """A node of two slots with a dashboard."""
     from ray.cluster_utils import Cluster
@@ -73,7 +82,9 @@ def running_cluster() -> Iterator[Any]:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
     head = {"num_cpus": 2, "include_dashboard": True, "dashboard_port": port}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEEP_IDLE, LOCAL_RAY[KEEP_IDLE])
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
 

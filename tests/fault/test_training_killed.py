@@ -62,22 +62,24 @@ def committed_step(storage: Path) -> int:
     return newest
 
 
-def told(storage: Path, run: str = "small") -> dict[str, Any]:
+def told(storage: Path, run: str) -> dict[str, Any]:
     manifest = json.loads((storage / f"runs/{run}/manifest.json").read_text())
     return manifest["stages"]["train"]["languages"]["de"]
 
 
 def test_whatever_is_killed_costs_a_checkpoint_interval(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, sampled: Path, tmp_path: Path
 ) -> None:
-    path = make_config(languages=["de"], training=TRAINING)
-    storage, log = tmp_path / "storage", tmp_path / "log"
+    path = make_config(
+        run={"name": "killed", "storage": str(sampled)}, languages=["de"], training=TRAINING
+    )
+    log = tmp_path / "log"
     command = start(log, "train", path)
     reached = []
     for victim in ("RayTrainWorker", "TrainController", "driver"):
-        goal = committed_step(storage) + INTERVAL
-        command.wait_until(lambda goal=goal: committed_step(storage) >= goal)
-        reached.append(committed_step(storage))
+        goal = committed_step(sampled) + INTERVAL
+        command.wait_until(lambda goal=goal: committed_step(sampled) >= goal)
+        reached.append(committed_step(sampled))
         if victim == "driver":
             command.kill()
         else:
@@ -85,22 +87,16 @@ def test_whatever_is_killed_costs_a_checkpoint_interval(
     assert "starting again" in log.read_text()
 
     start(log, "train", path).finish()
-    stages = json.loads((storage / "runs/small/manifest.json").read_text())["stages"]
+    stages = json.loads((sampled / "runs/killed/manifest.json").read_text())["stages"]
     assert stages["records"]["computed"] == stages["embed"]["computed_rows"] == 0
     assert stages["cluster"]["reused"] and stages["sample"]["languages"]["de"]["reused"]
-    summary = told(storage)
+    summary = told(sampled, "killed")
     resumed = summary["resumed_after"]
     assert len(resumed) == 3
     for before, after in zip(reached, resumed, strict=True):
         assert 0 < after < STEPS and after >= before - INTERVAL
-    losses = pq.read_table(storage / "runs/small/losses/de.parquet")
+    losses = pq.read_table(sampled / "runs/killed/losses/de.parquet")
     assert losses["step"].to_pylist() == list(range(1, STEPS + 1))
-
-
-@pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage in which the stages before training are done once for several tests."""
-    return tmp_path_factory.mktemp("sampled") / "storage"
 
 
 def placed(address: str) -> set[str]:

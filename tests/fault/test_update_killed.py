@@ -17,17 +17,18 @@ MakeConfig = Callable[..., Path]
 
 
 def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
-    make_config: MakeConfig, tmp_path: Path, corpus: Path, cluster: Any
+    make_config: MakeConfig, sampled: Path, tmp_path: Path, corpus: Path, cluster: Any
 ) -> None:
     config = make_config(
+        run={"name": "updated", "storage": str(sampled)},
         languages=["de"],
         # More steps than workers take in the seconds that they outlive their driver.
         training={"max_steps": 200, "checkpoint_steps": 10},
         continual={"tolerance": 0.99},
     )
-    log, storage = tmp_path / "log", tmp_path / "storage"
+    log = tmp_path / "log"
     start(log, "train", config).finish()
-    folder = storage / "runs/small"
+    folder = sampled / "runs/updated"
     adapters = folder / "adapters/de"
     before = json.loads((adapters / "current.json").read_text())
     usage = tmp_path / "moved.jsonl"
@@ -36,13 +37,13 @@ def test_an_update_killed_twice_leaves_the_old_version_current_until_it_is_done(
     usage.write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     def committed(stage: str) -> int:
-        return len(list(storage.glob(f"cache/{stage}/*/_COMMITTED")))
+        return len(list(sampled.glob(f"cache/{stage}/*/_COMMITTED")))
 
     trained, scored = committed("train"), committed("evaluate")
     command = ("update", folder, "--usage", usage)
     snapshots = "cache/train/*/runs/adapter/checkpoint_manager_snapshot.json"
     training = start(log, *command)
-    training.wait_until(lambda: any(storage.glob(snapshots)))
+    training.wait_until(lambda: any(sampled.glob(snapshots)))
     training.kill()
     assert committed("train") == trained
     assert json.loads((adapters / "current.json").read_text()) == before
