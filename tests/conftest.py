@@ -14,6 +14,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# What a local Ray is given, and the clusters of tests, which have few slots, as well.
+KEEP_IDLE = "RAY_idle_worker_killing_time_threshold_ms"
+
 CAPITALS = {
     "France": "Paris",
     "Italy": "Rome",

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from compass_ray.resources import LOCAL_RAY
+from tests.conftest import KEEP_IDLE
 
 PATIENCE_S = 600
-KEEP_IDLE = "RAY_idle_worker_killing_time_threshold_ms"
 COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
 
 

@@ -135,7 +135,8 @@ def test_a_lost_node_moves_its_workers_to_another(
     path = make_config(
         run={"name": "moved", "storage": str(sampled)},
         languages=["de"],
-        training={**TRAINING, "workers_per_language": 1},
+        # Another rate: who works on an adapter does not change it, and one is in the cache.
+        training={**TRAINING, "workers_per_language": 1, "learning_rate": 0.002},
         resources={"threads_per_worker": 2},
     )
     log = tmp_path / "log"

@@ -56,11 +56,17 @@ def by_status(trials: tuple[Trial, ...], status: str) -> list[Trial]:
     return [trial for trial in trials if trial.status == status]
 
 
+@pytest.fixture(scope="module")
+def shared_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("searches") / "storage"
+
+
 def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, shared_storage: Path
 ) -> None:
     before = alive()
     path = make_config(
+        run={"storage": str(shared_storage)},
         languages=["de"],
         training={"max_steps": 120, "checkpoint_steps": 1000, "learning_rate": 0.03},
         evaluation={"limit": 4},
@@ -79,7 +85,7 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
     assert 1e-9 in {trial.values["training.learning_rate"] for trial in stopped}
     assert wait_until_gone(before) == set()
 
-    entries = list((tmp_path / "storage/cache/cluster").iterdir())
+    entries = list((shared_storage / "cache/cluster").iterdir())
     assert len(entries) == 2
     assert all(len(list(entry.glob("attempt-*"))) == 1 for entry in entries)
     assert sum(trial.embedded_rows for trial in result.trials) == 0, "the driver embeds once"
@@ -97,11 +103,15 @@ def test_trials_share_the_cache_and_stopped_ones_leave_nothing(
 
 
 def test_optuna_goes_on_from_the_trials_that_are_over(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    shared_storage: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def searched(**settings: Any) -> SearchResult:
         space = {"sampling.temperature": {"from": 0.05, "to": 1.0, "log": True}}
         path = make_config(
+            run={"name": "proposed", "storage": str(shared_storage)},
             languages=["de"],
             training={"max_steps": 2},
             search={"space": space, **settings},

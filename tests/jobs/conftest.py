@@ -22,6 +22,8 @@ import pyarrow.fs as pafs
 import pytest
 
 from compass_ray.artifacts import Storage
+from compass_ray.resources import LOCAL_RAY
+from tests.conftest import KEEP_IDLE
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -108,6 +110,7 @@ def head() -> Iterator[Head]:
         **CREDENTIALS,
     }
     started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    started[KEEP_IDLE] = LOCAL_RAY[KEEP_IDLE]
 
     log = Path(folder, "start.log")
 
