@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -43,7 +41,7 @@ class Started:
         assert self.process.wait(timeout=PATIENCE_S) == 0, self.log.read_text()
 
     def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
     def children(self, name: str) -> list[psutil.Process]:
@@ -66,7 +64,7 @@ def start(log: Path, *arguments: object) -> Started:
     return Started(process, log)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage in which the stages before training are done once for all tests."""
     return tmp_path_factory.mktemp("sampled") / "storage"
