@@ -71,7 +71,10 @@ class Training(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(gt=1)] = 1024
-    packing: bool = True
+    packing: bool = Field(
+        True,
+        description="Several rows a sequence; models that cannot keep them apart train unpacked",
+    )
     attention: Attention = Field(
         "auto",
         description="auto: PyTorch's, with a mask; the others train on GPUs alone and need none, "

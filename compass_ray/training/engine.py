@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from compass_ray.config import Training
 from compass_ray.models import load_base
 from compass_ray.training.adapters import add_adapter, load_adapter
 from compass_ray.training.anchoring import Start
+from compass_ray.training.state import STEP
 
 
 def build_engine(config: Training, start: Start | None = None) -> Any:
@@ -18,22 +21,45 @@ def build_engine(config: Training, start: Start | None = None) -> Any:
     import deepspeed
 
     dtype = precision(config)
+    settings = deepspeed_config(config, dist.get_world_size(), dtype)
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
-    base = load_base(config.model, dtype, **attention, **_quantisation(config, dtype))
-    if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        # Nothing below the first adapter needs a gradient, and without one nothing is recomputed.
-        base.enable_input_require_grads()
-    if start:
-        model = load_adapter(base, start.adapter, config.model)
-    else:
-        model = add_adapter(base, config.adapter, config.model)
+    with partitioned(settings):
+        base = load_base(config.model, dtype, **attention, **_quantisation(config, dtype))
+        if config.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            # Nothing below the first adapter needs a gradient; without one nothing is recomputed.
+            base.enable_input_require_grads()
+        if start:
+            model = load_adapter(base, start.adapter, config.model)
+        else:
+            model = add_adapter(base, config.adapter, config.model)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(config, dist.get_world_size(), dtype),
+        config=settings,
     )
+    # In bf16 without partitions DeepSpeed takes a step of no gradient to have Adam's moments made,
+    # and Adam would correct its means for it.
+    for values in engine.basic_optimizer.state.values():
+        values[STEP].zero_()
     return engine
+
+
+@contextmanager
+def partitioned(settings: dict[str, Any]) -> Iterator[None]:
+    """Under ZeRO-3, weights of a model loaded inside go to their worker as they are read.
+
+    A model that needs ZeRO-3 is whole in no worker's memory, and PEFT gathers what it looks at.
+    """
+    if settings["zero_optimization"]["stage"] < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers looks for one that is alive.
+    alive = HfDeepSpeedConfig(settings)
+    yield
+    del alive
 
 
 def precision(config: Training) -> torch.dtype:

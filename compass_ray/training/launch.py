@@ -34,7 +34,7 @@ from compass_ray.training.tracking import Trackers
 log = logging.getLogger(__name__)
 
 STAGE = "train"
-VERSION = 2
+VERSION = 3
 ADAPTER = "adapter"
 LOSS_FILE = "loss.parquet"
 ANCHORS = "anchors.parquet"
@@ -179,11 +179,21 @@ def _run_side_by_side(
             job = running.pop(ref)
             try:
                 outcome.adapters[job.language] = ray.get(ref)
+                _tell_unpacked(job, outcome.adapters[job.language])
             except ray.exceptions.RayError as error:
                 cause = reader.failure(job.language) or _root_cause(error)
                 outcome.failures[job.language] = cause
                 log.error("train %s failed: %s", job.language, cause)
             trackers.close(job.language, failed=job.language in outcome.failures)
+
+
+def _tell_unpacked(job: Job, adapter: Artifact) -> None:
+    if job.training.packing and not adapter.summary["packed"]:
+        log.warning(
+            "train %s: rows were not packed, since layers of %s carry on from one to the next",
+            job.language,
+            job.training.model,
+        )
 
 
 def _root_cause(error: BaseException) -> str:

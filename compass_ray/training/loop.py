@@ -26,7 +26,7 @@ from compass_ray.training.anchoring import Start
 from compass_ray.training.data import IGNORED, Example, Plan, Tokenised, collate, tokenise
 from compass_ray.training.engine import build_engine
 from compass_ray.training.keeper import Keeper
-from compass_ray.training.losses import forward_loss
+from compass_ray.training.losses import forward_loss, keeps_apart
 from compass_ray.training.state import gather_state, restore_state, whole
 from compass_ray.training.validation import exhausted, hold_out, is_best, validation_loss
 
@@ -72,6 +72,7 @@ class Summary:
         rows: documents trained on.
         tokens: tokens of all steps, prompts included, padding not.
         seconds: time of all steps, without start and checkpoints.
+        packed: whether rows shared sequences, which the model has to allow (``keeps_apart``).
         truncated: rows cut at ``training.max_length``.
         without_response: rows left out since nothing of their response was within it.
         resumed_after: the step after which each attempt but the first went on.
@@ -85,6 +86,7 @@ class Summary:
     rows: int
     tokens: int
     seconds: float
+    packed: bool
     truncated: int
     without_response: int
     resumed_after: list[int]
@@ -150,6 +152,12 @@ def train(
     if not data.examples:
         raise TrainingError("no row has a response within training.max_length")
     examples, held_out = hold_out(data.examples, config.validation_fraction, seed)
+    torch.manual_seed(seed)
+    engine = build_engine(config, start)
+    if config.packing:
+        engine.eval()
+        packing = keeps_apart(engine, max(examples, key=lambda e: len(e.tokens)))
+        config = config.model_copy(update={"packing": packing})
     plan = Plan.build(
         examples,
         batch_size=config.batch_size,
@@ -159,8 +167,6 @@ def train(
         epochs=config.epochs,
         max_steps=config.max_steps,
     )
-    torch.manual_seed(seed)
-    engine = build_engine(config, start)
     keeper = Keeper.build(engine, tokenizer, config, plan, start)
     progress = _resume(engine, reporter.resume_from(), pad)
     done = len(progress.history)
@@ -259,6 +265,7 @@ def _finish(
         rows=len(plan.examples),
         tokens=sum(step.tokens for step in history),
         seconds=sum(step.seconds for step in history),
+        packed=plan.packing,
         truncated=data.truncated,
         without_response=data.without_response,
         resumed_after=progress.resumed_after,

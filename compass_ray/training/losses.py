@@ -6,25 +6,23 @@ V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.masking_utils import create_masks_for_generate
 
-from compass_ray.training.data import IGNORED
+from compass_ray.training.data import IGNORED, Example, collate
 
-
-def document_mask(documents_BL: Tensor) -> Tensor:
-    """Attention mask [B, 1, L, L], True where a token may look: back, within its own document.
-
-    Padding looks at itself, since a row without any True turns softmax into NaN.
-    """
-    length = documents_BL.shape[1]
-    same = documents_BL[:, :, None] == documents_BL[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=documents_BL.device).tril()
-    return (same & causal)[:, None]
+# Of a document, to see whether the model keeps packed ones apart.
+PROBE_TOKENS = 32
+# How much of the spread of its logits they may move by: rounding stays far below, and what a
+# recurrent layer carries over is far above.
+TOLERANCE = 0.05
 
 
 def target_positions(labels_BL: Tensor) -> Tensor:
@@ -47,9 +45,7 @@ def response_loss(logits_BPV: Tensor, labels_BL: Tensor, positions_P: Tensor) ->
 
 def forward_loss(model: Any, part: Mapping[str, Any]) -> Tensor:
     """Summed response loss of a collated part (``data.collate``), only needed logits computed."""
-    batch = {name: torch.from_numpy(array).to(model.device) for name, array in part.items()}
-    arrange = masked if _takes_masks(model) else unpadded
-    labels, inputs = arrange(batch)
+    labels, inputs = arrange(model, part)
     positions = target_positions(labels)
     if not len(positions):
         positions = positions.new_zeros(1)
@@ -57,10 +53,30 @@ def forward_loss(model: Any, part: Mapping[str, Any]) -> Tensor:
     return response_loss(output.logits, labels, positions)
 
 
-def masked(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
-    """Labels [B, L] and what a model reads, documents kept apart by a mask."""
+def arrange(model: Any, part: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Labels, and what the model is to read so that documents of one row do not see each other."""
+    batch = {name: torch.from_numpy(array).to(model.device) for name, array in part.items()}
+    if part["documents"].max() <= 1:
+        # That nobody looks ahead is enough, and padding comes last.
+        return batch["labels"], {"input_ids": batch["input_ids"]}
+    if _base(model).config._attn_implementation in ("sdpa", "eager"):
+        return masked(model, batch)
+    return unpadded(batch)
+
+
+def masked(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    """Labels [B, L] and what a model reads, documents kept apart by masks.
+
+    They are those that transformers makes from where positions start again: in the form of the
+    attention implementation, and for each kind of layer, such as one with a sliding window.
+    """
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-    return batch["labels"], {**inputs, "attention_mask": document_mask(batch["documents"])}
+    weight = next(model.parameters())
+    shape = torch.empty(*inputs["input_ids"].shape, 1, dtype=weight.dtype, device=model.device)
+    masks = create_masks_for_generate(
+        _base(model).config, shape, None, None, position_ids=inputs["position_ids"]
+    )
+    return batch["labels"], {**inputs, "attention_mask": masks}
 
 
 def unpadded(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
@@ -78,7 +94,27 @@ def unpadded(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
     return row.pop("labels"), {**row, **ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def _takes_masks(model: Any) -> bool:
-    # Within DeepSpeed's engine, whose own ``config`` is another.
-    config = getattr(model, "module", model).config
-    return config._attn_implementation in ("sdpa", "eager")
+def keeps_apart(model: Any, example: Example) -> bool:
+    """Whether a document packed behind another is to the model what it would be alone.
+
+    Recurrent layers carry on what they have read, whatever masks and positions say. Found by
+    running the model: nothing it makes of a document may change with the one before.
+    """
+    if "position_ids" not in inspect.signature(_base(model).forward).parameters:
+        return False
+    document = Example(example.tokens[:PROBE_TOKENS], example.labels[:PROBE_TOKENS])
+    length = len(document.tokens)
+    positions = torch.arange(length, 2 * length, device=model.device)
+    seen = []
+    for before in (document, replace(document, tokens=document.tokens[::-1])):
+        _, inputs = arrange(model, collate([before, document], [(0, 1)], 0))
+        with torch.no_grad():
+            seen.append(model(**inputs, logits_to_keep=positions, use_cache=False).logits.float())
+    moved, spread = (seen[0] - seen[1]).square().mean(-1), seen[0].var(-1)
+    return bool((moved <= TOLERANCE**2 * spread).all())
+
+
+def _base(model: Any) -> Any:
+    """The model itself, out of DeepSpeed's engine and PEFT's wrapper."""
+    module = getattr(model, "module", model)
+    return module.get_base_model() if hasattr(module, "get_base_model") else module

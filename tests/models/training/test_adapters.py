@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from compass_ray.config import Adapter
+from compass_ray.config import Adapter, DeepSpeed, Training
 from compass_ray.models import load_base
 from compass_ray.training.adapters import (
     WEIGHTS_FILE,
@@ -17,6 +17,7 @@ from compass_ray.training.adapters import (
     save_adapter,
     verify_adapter,
 )
+from compass_ray.training.engine import deepspeed_config, partitioned
 
 
 def trained(tiny_model: Path, kind: str) -> PeftModel:
@@ -71,3 +72,12 @@ def test_a_damaged_file_is_refused(
     save_file(damage(load_file(str(file))), str(file))  # type: ignore[operator]
     with pytest.raises(AdapterError, match=cause):
         verify_adapter(tmp_path, weights)
+
+
+def test_under_zero_3_a_model_is_cut_up_as_it_is_read(world: None, tiny_model: Path) -> None:
+    training = Training(model=str(tiny_model), deepspeed=DeepSpeed(zero_stage=3))
+    with partitioned(deepspeed_config(training, 1, torch.float32)):
+        base = load_base(str(tiny_model), torch.float32)
+    whole = load_base(str(tiny_model), torch.float32)
+    assert all(weight.numel() == 0 for weight in base.parameters())
+    assert sum(weight.ds_numel for weight in base.parameters()) == whole.num_parameters() > 0

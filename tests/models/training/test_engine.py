@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from compass_ray.models import load_base
 from compass_ray.training.adapters import WEIGHTS_FILE
 from compass_ray.training.loop import ADAPTER_FOLDER, PROGRESS_FILE, STATE_FILE
+from compass_ray.training.state import STEP
 
 STEPS = 20
 
@@ -194,6 +195,9 @@ def test_resuming_ends_where_not_stopping_does(trained: Path) -> None:
         last = trained / name / "step-12"
         assert progress(last)["summary"]["resumed_after"] == [5]
         assert_same_adapter(last, trained / str(run.resume) / "step-12", 1e-5)
+    for name in WHOLE:
+        state = load_file(str(trained / name / "step-5" / STATE_FILE))
+        assert state[STEP] == 5, name
     for stage in (0, 1, 2, 3):
         state = trained / f"whole-{stage}" / "step-5" / STATE_FILE
         assert state.stat().st_size < 200_000, "no frozen weights in a checkpoint"

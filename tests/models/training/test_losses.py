@@ -2,26 +2,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from compass_ray.models import load_base, load_tokenizer
 from compass_ray.training.data import Example, collate, tokenise
 from compass_ray.training.losses import (
-    document_mask,
     forward_loss,
+    keeps_apart,
     response_loss,
     target_positions,
     unpadded,
 )
-
-
-def test_a_token_sees_its_own_document_up_to_itself() -> None:
-    mask = document_mask(torch.tensor([[1, 1, 2, 0]]))[0, 0]
-    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +27,78 @@ def examples(tiny_model: Path) -> list[Example]:
     return tokenise(prompts, ["3", "Paris", "7"], tokenizer, 128).examples
 
 
-def loss_of(model: torch.nn.Module, examples: list[Example], sequence: tuple[int, ...]) -> float:
-    batch = {k: torch.from_numpy(v) for k, v in collate(examples, [sequence], 0).items()}
-    positions = target_positions(batch["labels"])
+def loss_of(model: torch.nn.Module, examples: list[Example], *rows: tuple[int, ...]) -> float:
     with torch.no_grad():
-        logits = model(
-            input_ids=batch["input_ids"],
-            attention_mask=document_mask(batch["documents"]),
-            position_ids=batch["position_ids"],
-            logits_to_keep=positions,
-        ).logits
-    return response_loss(logits, batch["labels"], positions).item()
+        return forward_loss(model, collate(examples, rows, 0)).item()
 
 
-def test_packed_documents_have_the_loss_they_have_alone(
-    tiny_model: Path, examples: list[Example]
-) -> None:
-    model = load_base(str(tiny_model), torch.float32).eval()
-    alone = sum(loss_of(model, examples, (index,)) for index in range(3))
-    assert loss_of(model, examples, (0, 1, 2)) == pytest.approx(alone, rel=1e-5)
-    assert loss_of(model, examples, (2, 0, 1)) == pytest.approx(alone, rel=1e-5)
-
-
-def test_the_loss_is_the_one_the_model_computes_itself(
-    tiny_model: Path, examples: list[Example]
-) -> None:
-    model = load_base(str(tiny_model), torch.float32).eval()
-    ids, labels = torch.tensor([examples[1].tokens]), torch.tensor([examples[1].labels])
+def own_loss(model: Any, example: Example) -> float:
+    """Of one document, as the model computes it by itself."""
+    ids, labels = torch.tensor([example.tokens]), torch.tensor([example.labels])
     with torch.no_grad():
-        mean = model(input_ids=ids, labels=labels).loss.item()
-    assert loss_of(model, examples, (1,)) == pytest.approx(mean * examples[1].targets, rel=1e-5)
+        mean: float = model(input_ids=ids, labels=labels, use_cache=False).loss.item()
+    return mean * example.targets
+
+
+SHAPE = {
+    "vocab_size": 500,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+def made(kind: str, **shape: Any) -> Any:
+    """A random model whose weights are large enough for what it reads to matter."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SHAPE, **shape})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+# Attention with PyTorch's kernel and without; layers with windows shorter than the rows; a model
+# that looks at no positions to make its masks.
+ATTENTION = {
+    "llama": {},
+    "gemma2": {"sliding_window": 7},
+    "gemma3_text": {"sliding_window": 7},
+    "gpt_oss": {"sliding_window": 7, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+GATED = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
+
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_packed_and_padded_documents_have_the_loss_the_model_gives_each(
+    examples: list[Example], kind: str
+) -> None:
+    model = made(kind, **ATTENTION[kind])
+    assert max(len(example.tokens) for example in examples) > 7
+    assert keeps_apart(model, examples[0])
+    alone = sum(own_loss(model, example) for example in examples)
+    for rows in ([(0, 1, 2)], [(2, 0), (1,)], [(0,), (1,), (2,)]):
+        assert loss_of(model, examples, *rows) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("qwen3_5_text", GATED), ("bloom", {"n_head": 4})])
+def test_models_that_cannot_keep_documents_apart_are_known(
+    examples: list[Example], kind: str, shape: dict[str, Any]
+) -> None:
+    """Recurrent layers, and one that cannot be told where documents start."""
+    model = made(kind, **shape)
+    assert not keeps_apart(model, examples[0])
+    alone = sum(own_loss(model, example) for example in examples)
+    assert loss_of(model, examples, (0,), (1,), (2,)) == pytest.approx(alone, rel=1e-5)
 
 
 def apart_by_bounds(
