@@ -51,7 +51,7 @@ def build_config(data: Mapping[str, Any], where: str = "config") -> Config:
 
 def override(config: Config, overrides: Sequence[str], where: str = "config") -> Config:
     """The configuration with ``section.key=value`` overrides applied, validated anew."""
-    data = config.model_dump(mode="json")
+    data = config.model_dump(mode="json", by_alias=True)
     for text in overrides:
         _apply_override(data, text)
     return build_config(data, where=where)

@@ -6,7 +6,7 @@ import pytest
 
 from compass_ray.config import Config, Training
 from compass_ray.errors import UserError
-from compass_ray.loading import build_config, load_config
+from compass_ray.loading import build_config, load_config, override
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
@@ -46,6 +46,13 @@ def test_an_override_can_name_a_deeper_key_and_a_list(path: Path) -> None:
     config = load_config(path, ["training.adapter.type=dora", "languages=[no, zh]"])
     assert config.training.adapter.type == "dora"
     assert config.languages == ["no", "zh"]
+
+
+def test_a_configuration_with_a_search_can_be_overridden() -> None:
+    space = {"clustering.k": {"from": 60, "to": 140}}
+    config = build_config({"languages": ["de"], "search": {"space": space}})
+    changed = override(config, ["sampling.budget=7"])
+    assert changed.sampling.budget == 7 and changed.search == config.search
 
 
 @pytest.mark.parametrize(
