@@ -8,6 +8,7 @@ from compass_ray.continual.gate import Pair, item_weights, judge, weighted_pair
 
 def test_promoted_is_what_keeps_the_old_within_tolerance_and_gains_on_the_new() -> None:
     assert judge(Pair(0.60, 0.59), Pair(0.4, 0.5), 0.02).promoted
+    assert judge(Pair(0.62, 0.60), Pair(0.3, 0.5), 0.02).promoted
     lost = judge(Pair(0.60, 0.55), Pair(0.4, 0.5), 0.02)
     assert not lost.promoted and "loses more than 0.02 on the old usage" in lost.reason
     same = judge(Pair(0.60, 0.70), Pair(0.4, 0.4), 0.02)
