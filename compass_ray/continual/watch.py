@@ -259,9 +259,11 @@ class Watch:
         losses = self._meter.losses(
             answered["prompt"].to_pylist(), answered["response"].to_pylist(), language
         )
+        if not len(losses):
+            return {"worse": False}
         version = self._monitors[language].version.name
         known = self._state.losses.get(language)
-        if not len(losses) or known is None or known["version"] != version:
+        if known is None or known["version"] != version:
             self._state.losses[language] = {"version": version, "values": losses.tolist()}
             return {"worse": False}
         alpha, seed = self._run.config.continual.alpha, self._run.config.run.seed

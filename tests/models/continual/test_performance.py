@@ -56,14 +56,30 @@ def test_the_loss_is_that_of_the_current_adapter(run: RunFolder, tiny_model: Pat
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def write_answers(path: Path, asked: list[str]) -> Path:
+    rows = [{"prompt": p, "response": str(i), "language": "de"} for i, p in enumerate(asked)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def test_the_first_window_with_answers_is_the_reference_of_the_next(
     run: RunFolder, tmp_path: Path
 ) -> None:
     asked = prompts("sum", 20, 9) + prompts("capital", 20, 9)
-    rows = [{"prompt": p, "response": str(i), "language": "de"} for i, p in enumerate(asked)]
-    log = tmp_path / "usage.jsonl"
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = write_answers(tmp_path / "usage.jsonl", asked)
     first, second = Watch(run, losses=True).look(str(log), close=False).windows
     assert "loss" not in first and second["loss"]["answers"] == 20
     state = run.storage.read_json(run.path("monitor/state.json"))
     assert np.mean(state["losses"]["de"]["values"]) == pytest.approx(second["loss"]["reference"])
+
+
+def test_a_window_whose_answers_are_all_cut_away_leaves_the_reference_as_it_is(
+    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([np.ones(20), np.empty(0), np.full(20, 3.0)])
+    monkeypatch.setattr(LossMeter, "losses", lambda *_: next(losses))
+    log = write_answers(tmp_path / "usage.jsonl", prompts("sum", 60, 9))
+    watch = Watch(RunFolder.open(str(make_run())), losses=True)
+    first, cut, last = watch.look(str(log), close=False).windows
+    assert not first["worse"] and "loss" not in cut
+    assert last["worse"] and last["loss"]["reference"] == 1
