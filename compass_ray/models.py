@@ -12,9 +12,9 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from compass_ray.config import Training
+from compass_ray.config import Embedding, Training
 from compass_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+Naming = TypeVar("Naming", Training, Embedding)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,20 @@ _FLASH = {
 }
 
 
+def absolute(name: str) -> str:
+    """A model's name; where it is a folder here, its absolute path."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def for_workers(section: Naming) -> Naming:
+    """The section for processes that run in another directory; not what is fingerprinted."""
+    return section.model_copy(update={"model": absolute(section.model)})
+
+
 def check_model(name: str, key: str = "training.model") -> None:
     """Raise ``UserError`` if nothing by that name can be loaded here; reads no weights."""
-    if Path(name).is_dir() or _is_on_hub(name) or _bundled_folder(name):
+    if Path(absolute(name)).is_dir() or _is_on_hub(name) or _bundled_folder(name):
         return
     if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         raise UserError(f"{key}: no model folder {name}; expected a folder with config.json")
@@ -73,6 +86,7 @@ def check_training(config: Training) -> None:
 
 def resolve_model(name: str) -> str:
     """A folder or hub name that ``from_pretrained`` takes; unpacks a bundled model once."""
+    name = absolute(name)
     check_model(name)
     if Path(name).is_dir() or _is_on_hub(name):
         return name

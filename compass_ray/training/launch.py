@@ -25,6 +25,7 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim, claim_name
 from compass_ray.config import Config, Training
+from compass_ray.models import for_workers
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.stage import SUBSET
 from compass_ray.training.board import Reader, make_board
@@ -133,7 +134,7 @@ def train_languages(
                 language=language,
                 fingerprint=fingerprint,
                 subset=subset,
-                training=config.training,
+                training=for_workers(config.training),
                 seed=config.run.seed,
                 workers=config.training.workers_per_language,
                 shape=worker_shape(config, cluster()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -70,7 +71,7 @@ def test_five_adapters_one_clear_failure_and_nothing_left_behind(
             "evaluation": [],
         },
         sampling={"budget": 10},
-        training={"model": str(poisoned), "max_steps": 3, "packing": False},
+        training={"model": os.path.relpath(poisoned), "max_steps": 3, "packing": False},
     )
     monkeypatch.setattr(sys, "argv", ["compass-ray", "train", str(path)])
     with pytest.raises(SystemExit) as stop:

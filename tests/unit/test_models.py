@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from compass_ray.config import Training
 from compass_ray.errors import UserError
-from compass_ray.models import check_training
+from compass_ray.models import check_model, check_training, for_workers, resolve_model
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,18 @@ def test_a_library_that_is_not_installed_is_told(
     installed.add("kernels")
     if settings.get("attention"):
         check_training(config)
+
+
+@pytest.mark.parametrize("name", ["./models/own", "models/own", "~/models/own"])
+def test_a_folder_is_the_same_in_any_directory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models/own"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    check_model(name)
+    sent = for_workers(Training(model=name))
+    monkeypatch.chdir("/")
+    assert resolve_model(sent.model) == str(folder)
+    assert for_workers(Training(model="owner/name")).model == "owner/name"
