@@ -9,14 +9,19 @@ in the run it had. Knows nothing of Ray or of training.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config, Tracker
+from compass_ray.corpora.places import first_line
 from compass_ray.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PROJECT = "compass_ray"
 SHOWN = {
@@ -51,12 +56,15 @@ def check_trackers(config: Config) -> None:
 
 
 class Trackers:
-    """All trackers of a run. A step that was logged already is not logged again."""
+    """All trackers of a run. A step that was logged already is not logged again.
+
+    A tracker that fails is told once and gets no more of that language; nothing is raised.
+    """
 
     def __init__(self, config: Config, storage: Storage, identities: Mapping[str, str]) -> None:
         """``identities``: by language, what its run is found again by."""
         self._config, self._storage, self._identities = config, storage, identities
-        self._curves: dict[str, list[Curve]] = {}
+        self._curves: dict[str, dict[Tracker, Curve]] = {}
         self._last: dict[str, int] = {}
 
     def log(self, language: str, steps: Sequence[Mapping[str, Any]]) -> None:
@@ -64,19 +72,35 @@ class Trackers:
         if not self._config.run.trackers:
             return
         if language not in self._curves:
-            self._curves[language] = [self._open(n, language) for n in self._config.run.trackers]
+            curves = self._curves[language] = {}
+            for tracker in self._config.run.trackers:
+                with self._dropping(tracker, language):
+                    curves[tracker] = self._open(tracker, language)
         for step in steps:
             number = step["step"]
             if number <= self._last.get(language, 0):
                 continue
             self._last[language] = number
             scalars = {SHOWN[key]: step[key] for key in SHOWN if step.get(key) is not None}
-            for curve in self._curves[language]:
-                curve.log(number, scalars)
+            for tracker, curve in list(self._curves[language].items()):
+                with self._dropping(tracker, language):
+                    curve.log(number, scalars)
 
     def close(self, language: str, failed: bool = False) -> None:
-        for curve in self._curves.pop(language, []):
-            curve.close(failed)
+        for tracker, curve in self._curves.pop(language, {}).items():
+            with self._dropping(tracker, language):
+                curve.close(failed)
+
+    @contextmanager
+    def _dropping(self, tracker: Tracker, language: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # What a tracker raises, from a missing login to a server that is down, is its own.
+            self._curves.get(language, {}).pop(tracker, None)
+            log.warning(
+                "train %s: no curve in %s any more: %s", language, tracker, first_line(error)
+            )
 
     def _open(self, tracker: Tracker, language: str) -> Curve:
         run, identity = self._config.run.name, self._identities[language]

@@ -10,6 +10,7 @@ import pytest
 
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config
+from compass_ray.training import tracking
 from compass_ray.training.tracking import Trackers
 
 STEPS = [
@@ -19,9 +20,9 @@ STEPS = [
 ]
 
 
-def trackers(name: str, storage: Path) -> Trackers:
+def trackers(name: str, storage: Path, *others: str) -> Trackers:
     config = Config.model_validate(
-        {"languages": ["sw"], "run": {"name": "night", "trackers": [name]}}
+        {"languages": ["sw"], "run": {"name": "night", "trackers": [name, *others]}}
     )
     return Trackers(config, Storage.open(str(storage)), {"sw": "0123456789abcdef0123"})
 
@@ -59,16 +60,56 @@ def records(file: Path) -> Iterator[Any]:
         data = data[7 + length :]
 
 
-def test_tensorboard_has_both_curves(tmp_path: Path) -> None:
-    follow("tensorboard", tmp_path)
-    found = {
+def on_tensorboard(storage: Path) -> dict[tuple[str, int], float]:
+    """Values by tag and step."""
+    return {
         (value.tag, event.step): value.simple_value
-        for file in (tmp_path / "runs/night/tensorboard/sw").iterdir()
+        for file in (storage / "runs/night/tensorboard/sw").iterdir()
         for event in events(file)
         for value in event.summary.value
     }
-    losses = {step: value for (tag, step), value in found.items() if tag == "train/loss"}
-    assert losses == pytest.approx({1: 3.0, 2: 1.5, 3: 1.0})
+
+
+def losses_of(found: dict[tuple[str, int], float]) -> dict[int, float]:
+    return {step: value for (tag, step), value in found.items() if tag == "train/loss"}
+
+
+def test_a_tracker_that_fails_is_told_once_and_takes_nothing_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Down:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def log(self, step: int, scalars: Any) -> None:
+            if step == 2:
+                raise ConnectionError("http://me:secret@host does not answer\nmore")
+
+        def close(self, failed: bool) -> None:
+            raise AssertionError("a curve that failed is used again")
+
+    def no_login(*_: Any) -> None:
+        raise RuntimeError("No API key configured")
+
+    said: list[str] = []
+    monkeypatch.setattr(tracking, "_MLflow", Down)
+    monkeypatch.setattr(tracking, "_WandB", no_login)
+    monkeypatch.setattr(tracking.log, "warning", lambda text, *told: said.append(text % told))
+    failing = trackers("wandb", tmp_path, "mlflow", "tensorboard")
+    failing.log("sw", STEPS[:2])
+    failing.log("sw", STEPS[2:])
+    failing.close("sw")
+    assert said == [
+        "train sw: no curve in wandb any more: No API key configured",
+        "train sw: no curve in mlflow any more: http://host does not answer",
+    ]
+    assert losses_of(on_tensorboard(tmp_path)) == pytest.approx({1: 3.0, 2: 1.5, 3: 1.0})
+
+
+def test_tensorboard_has_both_curves(tmp_path: Path) -> None:
+    follow("tensorboard", tmp_path)
+    found = on_tensorboard(tmp_path)
+    assert losses_of(found) == pytest.approx({1: 3.0, 2: 1.5, 3: 1.0})
     assert found["validation/loss", 2] == 2.5
     assert ("validation/loss", 3) not in found
 
