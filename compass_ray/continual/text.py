@@ -25,8 +25,9 @@ def table(look: Look) -> str:
             loss = told["loss"]
             verdict += f", loss {loss['mean']:.3f} (threshold {loss['threshold']:.3f})"
             verdict += " worse" if told["worse"] else ""
+        so_far = " so far" if told.get("partial") else ""
         lines.append(
-            f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts  "
+            f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts{so_far}  "
             f"divergence {told['divergence']:.3f} (threshold {told['threshold']:.3f})  "
             f"novel {told['novel_share']:.1%} (threshold {told['novel_threshold']:.1%})  {verdict}"
         )

@@ -1,8 +1,17 @@
 """Watching a usage log: new prompts in, windows judged, and a state that survives a kill.
 
+A window is judged when it is full: by its number of prompts, or, if it is a time, when a later
+prompt is there. A look that is the last for now judges what is left over, too, as far as it goes;
+those prompts go on waiting, and the full window's verdict will replace the one so far. Few prompts
+show little, so a verdict so far may raise an alarm, but does not end that of a full window.
+
+A prompt whose time was judged already, such as one from a server that uploads late, counts with the
+oldest prompts whose time was not.
+
 State is in ``<run>/monitor/``: ``state.json`` holds how far each file was read, which prompts wait
 for their window to fill (in ``pending-*.parquet``) and what every window came to. It is replaced
-in one step after each chunk of prompts, so a chunk is counted whole or not at all.
+in one step after each chunk of prompts, so a chunk is counted whole or not at all; where windows
+are times, of which each file may hold a part, after all chunks of a look.
 """
 
 from __future__ import annotations
@@ -76,7 +85,8 @@ class Look:
         prompts: new prompts by language.
         windows: windows judged now.
         messages: what a person should know, a line each.
-        standing: verdict of each language's newest window against its current adapter.
+        standing: verdict of each language's newest window against its current adapter; a window
+            that is not full and stable does not take the place of a full one.
     """
 
     prompts: Counter[str] = field(default_factory=Counter)
@@ -127,19 +137,22 @@ class Watch:
 
         Args:
             path: file, folder or glob of the log.
-            close: judge the prompts that are left over as a window, too.
+            close: judge the prompts that are left over, too, and a time that is over by the clock.
 
         Raises:
             UserError: there is no such file, or more than half of a chunk's records are no
-                prompts; what was counted before it stays counted.
+                prompts; windows judged before it stay judged, and nothing is counted twice.
         """
         look = Look()
         self._refresh()
         bookmarks = [Bookmark(**told) for told in self._state.bookmarks]
+        pending, news = self._pending(), False
         for chunk in new_records(path, bookmarks):
-            self._take(chunk, look)
-        if close:
-            self._judge(self._pending(), look, close=True)
+            pending, news = self._take(chunk, pending, look), True
+            if isinstance(self._window, int):
+                pending = self._judge(pending, look, close=False)
+        if close or (news and isinstance(self._window, str)):
+            self._judge(pending, look, close)
         self._tell(path, look)
         return look
 
@@ -149,7 +162,8 @@ class Watch:
             if self._run.current(language).number != self._monitors[language].version.number:
                 self._monitors[language] = DriftMonitor(self._run, language, self._locator)
 
-    def _take(self, chunk: Chunk, look: Look) -> None:
+    def _take(self, chunk: Chunk, pending: pa.Table, look: Look) -> pa.Table:
+        """The prompts that wait, with those of the chunk."""
         fill = self._run.config.languages[0] if len(self._run.config.languages) == 1 else None
         rows = records.to_rows(chunk.records, role="usage", language=fill, source=chunk.name)
         usable = rows.rows
@@ -169,12 +183,11 @@ class Watch:
             look.messages.append(f"{chunk.name}: {len(problems) - 5} more records set aside")
         counts = Counter(usable["language"].to_pylist())
         located = [self._locate(usable, language) for language in counts]
-        pending = pa.concat_tables([self._pending(), *(t for t in located if t is not None)])
         look.prompts += counts
         self._state.bookmarks = [asdict(bookmark) for bookmark in chunk.bookmarks]
         self._state.counted = dict(Counter(self._state.counted) + counts)
         self._state.set_aside += len(problems)
-        self._judge(pending, look, close=False)
+        return pa.concat_tables([pending, *(table for table in located if table is not None)])
 
     def _locate(self, rows: pa.Table, language: str) -> pa.Table | None:
         if language not in self._monitors:
@@ -189,26 +202,49 @@ class Watch:
             table = table.set_column(index, "prompt", pa.nulls(table.num_rows, pa.string()))
         return table.select(PENDING_SCHEMA.names).cast(PENDING_SCHEMA)
 
-    def _judge(self, pending: pa.Table, look: Look, close: bool) -> None:
-        """Judge full windows, and write the state with what is left."""
+    def _judge(self, pending: pa.Table, look: Look, close: bool) -> pa.Table:
+        """Judge full windows, and write the state with what is left, which is returned."""
         left = []
         languages = pending["language"].to_pylist()
         for language in dict.fromkeys(languages):
             rows = pending.filter(pc.equal(pending["language"], language))
-            *full, rest = self._cut(rows)
-            if close and rest.num_rows:
-                full, rest = [*full, rest], rest[:0]
-            for window in full:
-                look.windows.append(self._verdict(language, window))
-                self._state.windows.append(look.windows[-1])
+            *full, (rest, end) = self._cut(rows, language, close)
+            for window, until in full:
+                self._add(self._verdict(language, window, until), look)
+            if close and rest.num_rows and not self._is_known(language, rest.num_rows):
+                self._add(self._verdict(language, rest, end, partial=True), look)
             left.append(rest)
-        self._write_state(pa.concat_tables(left) if left else pending)
+        remaining = pa.concat_tables(left) if left else pending
+        self._write_state(remaining)
+        return remaining
 
-    def _cut(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Full windows, then what is left of the last one."""
+    def _add(self, told: dict[str, Any], look: Look) -> None:
+        """Note a verdict, in the place of one so far."""
+        kept = [
+            other
+            for other in self._state.windows
+            if other["language"] != told["language"] or not other.get("partial")
+        ]
+        self._state.windows = [*kept, told]
+        look.windows.append(told)
+
+    def _windows(self, language: str) -> list[dict[str, Any]]:
+        return [told for told in self._state.windows if told["language"] == language]
+
+    def _is_known(self, language: str, rows: int) -> bool:
+        """Whether these prompts were judged, as far as they went, when no more were there."""
+        newest = (self._windows(language) or [{}])[-1]
+        seen = newest.get("partial"), newest.get("rows"), newest.get("version")
+        return seen == (True, rows, self._monitors[language].version.name)
+
+    def _cut(
+        self, rows: pa.Table, language: str, close: bool
+    ) -> Iterator[tuple[pa.Table, datetime | None]]:
+        """Full windows, each with the end of its time, then what is left of the last one."""
         if isinstance(self._window, int):
             size = self._window
-            yield from (rows[start : start + size] for start in range(0, len(rows) + 1, size))
+            starts = range(0, len(rows) + 1, size)
+            yield from ((rows[start : start + size], None) for start in starts)
             return
         length = timedelta(**{_UNITS[self._window[-1]]: int(self._window[:-1])})
         stamps = rows["timestamp"].to_pylist()
@@ -217,27 +253,42 @@ class Watch:
                 f"continual.window: {self._window} needs a timestamp in every record; "
                 f"{stamps.count(None)} prompts have none"
             )
+        ends = [told.get("until") for told in self._windows(language) if not told.get("partial")]
+        judged = [(datetime.fromisoformat(end) - _EPOCH) // length for end in ends if end]
         period = np.array([(stamp - _EPOCH) // length for stamp in stamps])
-        yield from (rows.filter(pa.array(period == number)) for number in np.unique(period))
+        late = period < max(judged, default=period.min())
+        if late.all():
+            yield rows, None
+            return
+        period[late] = period[~late].min()
+        for number in np.unique(period):
+            end = _EPOCH + (int(number) + 1) * length
+            yield rows.filter(pa.array(period == number)), end
+        if close and end <= datetime.now(UTC):
+            yield rows[:0], None
 
-    def _verdict(self, language: str, rows: pa.Table) -> dict[str, Any]:
+    def _verdict(
+        self, language: str, rows: pa.Table, until: datetime | None, partial: bool = False
+    ) -> dict[str, Any]:
         monitor = self._monitors[language]
         located = Located(
             rows["cluster"].to_numpy(), rows["distance"].to_numpy(), rows["weight"].to_numpy()
         )
         report = monitor.check(located)
-        number = 1 + sum(told["language"] == language for told in self._state.windows)
+        number = 1 + sum(not told.get("partial") for told in self._windows(language))
         stamps = [stamp for stamp in rows["timestamp"].to_pylist() if stamp is not None]
         told = {
             "language": language,
             "window": number,
+            "partial": partial,
+            "until": until.isoformat() if until else None,
             "version": monitor.version.name,
             "judged": datetime.now(UTC).isoformat(timespec="seconds"),
             "first": min(stamps).isoformat() if stamps else None,
             "last": max(stamps).isoformat() if stamps else None,
             "drifted": report.drifted,
             **asdict(report),
-            **self._loss(language, rows),
+            **self._loss(language, rows, partial),
         }
         if self._examples:
             for move in told["moves"]:
@@ -247,12 +298,14 @@ class Watch:
         if self._keep_drifted and report.drifted:
             told["kept"] = f"monitor/drifted/{language}-{number:04d}.parquet"
             kept = rows.select(["language", "prompt", "weight", "timestamp"])
+            # Prompts that were counted with --no-examples are not known any more.
+            kept = kept.filter(pc.is_valid(kept["prompt"]))
             self._run.storage.write_table(self._run.path(told["kept"]), kept)
         _set_gauges(language, report)
         return told
 
-    def _loss(self, language: str, rows: pa.Table) -> dict[str, Any]:
-        """Losses of the window's answers against those of the version's first window with any."""
+    def _loss(self, language: str, rows: pa.Table, partial: bool) -> dict[str, Any]:
+        """Losses of the window's answers against those of the version's first full one with any."""
         answered = rows.filter(pc.is_valid(rows["response"]))
         if self._meter is None or not answered.num_rows:
             return {"worse": False}
@@ -264,7 +317,8 @@ class Watch:
         version = self._monitors[language].version.name
         known = self._state.losses.get(language)
         if known is None or known["version"] != version:
-            self._state.losses[language] = {"version": version, "values": losses.tolist()}
+            if not partial:
+                self._state.losses[language] = {"version": version, "values": losses.tolist()}
             return {"worse": False}
         alpha, seed = self._run.config.continual.alpha, self._run.config.run.seed
         report = compare_losses(known["values"], losses, alpha, seed)
@@ -284,10 +338,12 @@ class Watch:
                 if total
                 else f"{path}: no prompts, an empty window says nothing"
             )
-        for told in self._state.windows:
-            monitor = self._monitors.get(told["language"])
-            if monitor is not None and told["version"] == monitor.version.name:
-                look.standing[told["language"]] = told
+        for language, monitor in self._monitors.items():
+            for told in self._windows(language):
+                alarms = told["drifted"] or told.get("worse")
+                settles = alarms or not told.get("partial") or language not in look.standing
+                if told["version"] == monitor.version.name and settles:
+                    look.standing[language] = told
 
     def _pending(self) -> pa.Table:
         if self._state.pending is None:
@@ -320,7 +376,7 @@ def _answers(found: list[dict[str, Any]], rejected: set[int]) -> pa.Array:
 
 
 def _examples(rows: pa.Table, chosen_N: np.ndarray) -> list[str]:
-    prompts = rows["prompt"].take(np.flatnonzero(chosen_N)[:EXAMPLES]).to_pylist()
+    prompts = rows["prompt"].filter(pa.array(chosen_N)).drop_null()[:EXAMPLES].to_pylist()
     return [p if len(p) <= EXAMPLE_CHARS else f"{p[:EXAMPLE_CHARS]}…" for p in prompts]
 
 

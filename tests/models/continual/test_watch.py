@@ -62,6 +62,40 @@ def test_stable_usage_exits_0_and_drift_3_and_the_same_window_counts_once(
     assert "nothing new; the 40 prompts counted before stay counted once" in err
 
 
+def test_a_few_prompts_left_over_raise_an_alarm_but_do_not_end_one(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    run, log = make_run(), tmp_path / "usage.jsonl"
+    asked: list[str] = []
+
+    def look(*more: str) -> tuple[int, list[tuple[int, int, bool, bool]]]:
+        asked.extend(more)
+        write_log(log, asked)
+        code, out, _ = command("monitor", run, "--usage", log, "--json")
+        columns = ("window", "rows", "partial", "drifted")
+        return code, [tuple(told[c] for c in columns) for told in json.loads(out)["windows"]]
+
+    code, judged = look(*stable(20, 2), *prompts("weather", 20, 2), *stable(1, 3))
+    assert judged == [(1, 20, False, False), (2, 20, False, True), (3, 1, True, False)]
+    assert code == 3
+    assert look() == (3, []), "nothing is judged twice"
+    assert look(*stable(19, 4)) == (0, [(3, 20, False, False)]), "the window is full by now"
+    assert look(*prompts("weather", 15, 5)) == (3, [(4, 15, True, True)])
+
+
+def test_prompts_counted_without_examples_are_judged_with_those_that_have_them(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run = RunFolder.open(str(make_run()))
+    asked = prompts("weather", 20, 7)
+    log = write_log(tmp_path / "usage.jsonl", asked[:12])
+    Watch(run, examples=False).look(str(log), close=False)
+    write_log(log, asked)
+    (window,) = Watch(run, keep_drifted=True).look(str(log), close=False).windows
+    assert window["rows"] == 20 and "regnen" in window["moves"][0]["examples"][0]
+    assert run.storage.read_table(run.path(window["kept"])).num_rows == 8
+
+
 def test_following_tells_of_each_window_as_the_folder_grows(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -165,17 +199,42 @@ def test_no_examples_means_no_text_on_disk(make_run: MakeRun, tmp_path: Path) ->
         assert b"regnen" not in file.read_bytes()
 
 
+def write_stamped(path: Path, stamps: list[str]) -> None:
+    rows = [
+        {"text": text, "language": "de", "timestamp": stamp}
+        for text, stamp in zip(stable(len(stamps), 8), stamps, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_windows_of_a_day_are_cut_by_timestamp(make_run: MakeRun, tmp_path: Path) -> None:
     run = RunFolder.open(str(make_run(window="1d")))
     log = tmp_path / "usage.jsonl"
-    stamps = ["2026-05-01T10:00:00Z"] * 3 + ["2026-05-02T00:00:00Z"] * 2
-    rows = [
-        {"text": text, "language": "de", "timestamp": stamp}
-        for text, stamp in zip(stable(5, 8), stamps, strict=True)
-    ]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_stamped(log, ["2026-05-01T10:00:00Z"] * 3 + ["2026-05-02T00:00:00Z"] * 2)
     assert [told["rows"] for told in Watch(run).look(str(log), close=False).windows] == [3]
     write_log(tmp_path / "more.jsonl", ["Was ist 1 plus 1?"])
     with pytest.raises(UserError, match="needs a timestamp in every record"):
         Watch(run).look(str(tmp_path / "more.jsonl"), close=False)
     assert [told["rows"] for told in Watch(run).look(str(log), close=True).windows] == [2]
+
+
+def test_a_day_is_judged_once_with_the_files_of_all_servers_and_late_prompts_count_in_a_later(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, logs = RunFolder.open(str(make_run(window="1d"))), tmp_path / "logs"
+    logs.mkdir()
+
+    def look(close: bool) -> list[tuple[str, int, bool]]:
+        windows = Watch(run).look(str(logs), close).windows
+        return [(told["until"], told["rows"], told["partial"]) for told in windows]
+
+    for name, hour in (("a.jsonl", 10), ("b.jsonl", 11)):
+        write_stamped(logs / name, [f"2025-03-0{day}T{hour}:00" for day in (1, 1, 2, 3)])
+    ends = [f"2025-03-0{day}T00:00:00+00:00" for day in range(7)]
+    assert look(close=False) == [(ends[2], 4, False), (ends[3], 2, False)]
+    assert look(close=True) == [(ends[4], 2, False)], "a day that is over by the clock"
+    write_stamped(logs / "c.jsonl", ["2025-03-02T09:00"])
+    assert look(close=True) == [(None, 1, True)], "no window by itself"
+    assert look(close=True) == []
+    write_stamped(logs / "d.jsonl", [f"2025-03-0{day}T09:00" for day in (4, 4, 5)])
+    assert look(close=False) == [(ends[5], 3, False)]
