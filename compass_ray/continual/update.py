@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from compass_ray import artifacts
@@ -324,14 +325,24 @@ def _scored(
     current: Mapping[str, Artifact],
     updated: Mapping[str, Artifact],
 ) -> dict[str, Answers]:
-    """Questions of each language, and whether the current adapter and the update answer them."""
+    """Questions of each language, and whether the current adapter and the update answer them.
+
+    Items without a question, of which some benchmarks are made, are like no usage and left out.
+    """
     both: list[dict[str, dict[str, list[Any]]]] = []
     for adapters in (current, updated):
         told: dict[str, dict[str, list[Any]]] = {}
         for compared in evaluate(config, storage, corpus, adapters).comparisons:
             mine = told.setdefault(compared.language, {"question": [], "correct": []})
+            items = compared.adapter.filter(pc.is_valid(compared.adapter["question"]))
             for column, values in mine.items():
-                values += compared.adapter[column].to_pylist()
+                values += items[column].to_pylist()
+            lacking = len(compared.adapter) - len(items)
+            if lacking and adapters is current:
+                log.warning(
+                    "update %s: %d items of %s have no question to compare with usage; left out",
+                    *(compared.language, lacking, compared.task),
+                )
         both.append(told)
     before, after = both
     return {
