@@ -1,9 +1,11 @@
 """What ``ray job submit`` runs to watch production: looks at a usage log until it is stopped.
 
-``ray job submit --working-dir . -- python jobs/monitor.py --run outputs/runs/demo --usage logs/``.
-Gauges ``compass_drift_*`` go to Ray's metrics. With ``--auto-update`` a window that drifted is what
-its language's adapter is updated for; the gate decides as it does in ``compass-ray update``. The
-job may be killed and submitted again at any time.
+``ray job submit --working-dir . -- python jobs/monitor.py --run s3://bucket/compass/runs/demo
+--usage s3://bucket/logs/``. A run on disk is named by its absolute path: what git ignores, such as
+``outputs/``, does not go along with a job. Gauges ``compass_drift_*`` go to Ray's metrics, and the
+run's report shows every window. With ``--auto-update`` a window that drifted is what its language's
+adapter is updated for; the gate decides as it does in ``compass-ray update``. The job may be killed
+and submitted again at any time.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from compass_ray.continual.update import update
 from compass_ray.continual.watch import Look, Watch, looks
 from compass_ray.errors import UserError
 from compass_ray.report.card import write_cards
+from compass_ray.report.page import write_report
 from compass_ray.resources import connect
 
 log = logging.getLogger("compass_ray.jobs.monitor")
@@ -26,7 +29,9 @@ log = logging.getLogger("compass_ray.jobs.monitor")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", required=True, help="A run's folder: outputs/runs/demo")
+    parser.add_argument(
+        "--run", required=True, help="A run's folder: s3://bucket/compass/runs/demo"
+    )
     parser.add_argument("--usage", required=True, help="Usage log: file, folder or glob")
     parser.add_argument("--every", type=float, default=60.0, help="Seconds between looks")
     parser.add_argument("--auto-update", action="store_true", help="Update what drifted")
@@ -44,6 +49,7 @@ def main() -> None:
         print(shown(look, as_json=False), flush=True)
         if arguments.auto_update:
             bring_up_to_date(run, look, arguments.set, tried)
+        write_report(run.storage, run.name)
 
 
 def bring_up_to_date(
