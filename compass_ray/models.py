@@ -59,7 +59,7 @@ def for_workers(section: Naming) -> Naming:
 
 def check_model(name: str, key: str = "training.model") -> None:
     """Raise ``UserError`` if nothing by that name can be loaded here; reads no weights."""
-    if Path(absolute(name)).is_dir() or _is_on_hub(name) or _bundled_folder(name):
+    if Path(absolute(name)).is_dir() or _is_on_hub(name, key) or _bundled_folder(name):
         return
     if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         raise UserError(f"{key}: no model folder {name}; expected a folder with config.json")
@@ -88,7 +88,7 @@ def resolve_model(name: str) -> str:
     """A folder or hub name that ``from_pretrained`` takes; unpacks a bundled model once."""
     name = absolute(name)
     check_model(name)
-    if Path(name).is_dir() or _is_on_hub(name):
+    if Path(name).is_dir() or _is_on_hub(name, "training.model"):
         return name
     return str(_unpack(name))
 
@@ -114,17 +114,24 @@ def cache_folder() -> Path:
     return Path(root, "compass_ray")
 
 
-def _is_on_hub(name: str) -> bool:
+def _is_on_hub(name: str, key: str) -> bool:
     if name.startswith(("/", ".", "~")):
         return False
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return True
         HfApi().model_info(name, timeout=5)
+        # Anyone is told about a gated model; this has no timeout, and the hub answers by now.
+        HfApi().auth_check(name)
         return True
+    except GatedRepoError:
+        raise UserError(
+            f"{key}: {name} is gated, and you have no access to it; accept its licence at "
+            f"https://huggingface.co/{name} and log in with hf auth login, or set HF_TOKEN"
+        ) from None
     except HFValidationError:
         return False
     except Exception as error:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +49,21 @@ def test_a_folder_is_the_same_in_any_directory(
     monkeypatch.chdir("/")
     assert resolve_model(sent.model) == str(folder)
     assert for_workers(Training(model="owner/name")).model == "owner/name"
+
+
+def test_a_gated_model_without_access_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError
+
+    refused = [True]
+
+    def auth_check(*_: object) -> None:
+        if refused:
+            raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(HfApi, "auth_check", auth_check)
+    with pytest.raises(UserError, match=r"training\.model: owner/name is gated, .* licence"):
+        check_model("owner/name")
+    refused.clear()
+    check_model("owner/name")
