@@ -108,6 +108,18 @@ def worker_shape(config: Config, on: Cluster) -> WorkerShape:
     return WorkerShape(float(config.resources.threads_per_worker), gpus)
 
 
+def check_gpu(shape: WorkerShape) -> None:
+    """Raise ``UserError`` in a worker that was given a GPU which PyTorch cannot use."""
+    import torch
+
+    if shape.gpus and not torch.cuda.is_available():
+        raise UserError(
+            f"resources.gpus_per_worker: a worker was given {shape.gpus:g} GPU, but PyTorch "
+            f"{torch.__version__} finds none it can use on that node, as with a driver that is "
+            "older than its CUDA; compass-ray doctor says more"
+        )
+
+
 def check_attention(config: Config, on: Cluster) -> None:
     """Raise ``UserError`` for a kernel that trains on GPUs only where the workers get none."""
     attention = config.training.attention

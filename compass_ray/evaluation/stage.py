@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow.compute as pc
 import ray
@@ -26,8 +27,11 @@ from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
 from compass_ray.evaluation.scores import Comparison
 from compass_ray.models import for_workers
 from compass_ray.progress import Progress
-from compass_ray.resources import cluster, worker_shape
+from compass_ray.resources import WorkerShape, check_gpu, cluster, worker_shape
 from compass_ray.training.launch import ADAPTER
+
+if TYPE_CHECKING:
+    from compass_ray.evaluation.harness import Harness
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +176,10 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
         runtime_env={"env_vars": environment},
     )
     pool = ActorPool(
-        [worker.remote(for_workers(config.training), config.evaluation) for _ in range(workers)]
+        [
+            worker.remote(for_workers(config.training), config.evaluation, shape)
+            for _ in range(workers)
+        ]
     )
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
     progress = Progress("evaluate", len(jobs), "passes")
@@ -193,22 +200,30 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
 class _Worker:
     """Holds one base model and scores whatever it is given."""
 
-    def __init__(self, training: Training, settings: Evaluation) -> None:
-        from compass_ray.evaluation.harness import Harness
-
-        self._harness = Harness(training.model, settings, training.system_prompt)
+    def __init__(self, training: Training, settings: Evaluation, shape: WorkerShape) -> None:
+        self._training, self._settings, self._shape = training, settings, shape
         self._built: tuple[Benchmark, Any] | None = None
 
+    # Not loaded before a job: what fails then is the job, with its cause, and not the actor.
+    @cached_property
+    def _harness(self) -> Harness:
+        from compass_ray.evaluation.harness import Harness
+
+        check_gpu(self._shape)
+        training = self._training
+        return Harness(training.model, self._settings, training.system_prompt)
+
     def score(self, job: _Job) -> Artifact:
+        harness = self._harness
         # Base and adapter follow each other on the same items.
         if self._built is None or self._built[0] != job.benchmark:
             self._built = (job.benchmark, job.benchmark.build())
         tasks = self._built[1]
         if job.adapter is None:
-            scored = self._harness.score(tasks, None)
+            scored = harness.score(tasks, None)
         else:
             with job.storage.as_local_dir(f"{job.adapter.folder()}/{ADAPTER}") as folder:
-                scored = self._harness.score(tasks, Path(folder))
+                scored = harness.score(tasks, Path(folder))
         draft = artifacts.begin(job.storage, STAGE, job.fingerprint)
         draft.write_table(ITEMS, scored)
         return draft.commit(

@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from compass_ray.config import Evaluation
+from compass_ray.config import Evaluation, Training
 from compass_ray.errors import UserError
 from compass_ray.evaluation import named
 from compass_ray.evaluation.harness import Harness
+from compass_ray.evaluation.stage import _Worker
+from compass_ray.resources import WorkerShape
 
 GLOBAL = "global_mmlu_full_de_anatomy"
 PROX = "mmlu_prox_de_law"
@@ -155,3 +157,14 @@ def test_a_broken_log_likelihood_is_not_an_answer(tiny_model: Path, global_mmlu:
     table = harness.score(named.find("global_mmlu", "de", str(global_mmlu)).build(), None)
     assert not any(table["parsed"].to_pylist()) and not any(table["correct"].to_pylist())
     assert isinstance(table, pa.Table)
+
+
+def test_a_worker_whose_gpu_pytorch_cannot_use_does_not_score_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    worker = _Worker(Training(), Evaluation(), WorkerShape(1, 0.5))
+    with pytest.raises(UserError, match=r"a worker was given 0\.5 GPU, but PyTorch"):
+        worker.score(job=None)  # type: ignore[arg-type]
