@@ -63,10 +63,11 @@ class State:
     Attributes:
         bookmarks: how far each file was read.
         pending: file of the prompts that wait, None if none do.
-        windows: what each window came to, in the order they were judged.
+        windows: what each window came to, in the order they were judged; with ``partial``, what one
+            that is not full came to so far.
         counted: prompts counted by language, those without an adapter too.
         set_aside: records that were no prompts.
-        losses: by language, the version and the losses of its first window with answers.
+        losses: by language, the version and the losses of its first full window with answers.
     """
 
     bookmarks: list[dict[str, Any]] = field(default_factory=list)
