@@ -108,6 +108,17 @@ class Clustered:
         """Columns ``cluster`` int32, ``distance`` float32 and ``novel`` bool, row for row."""
         return self.artifact.read_table(assignment_name(number))
 
+    def usage_values(self, language: str | None = None) -> list[str]:
+        """``Part.values`` of the parts with usage, of one language or of all.
+
+        No cluster depends on what a prompt weighs, and the clustering is not made anew for it.
+        """
+        return [
+            part.part.values
+            for part in self.parts
+            if part.part.role == "usage" and (language is None or language in part.part.languages)
+        ]
+
     def read_left_out(self) -> dict[int, NDArray[np.int64]]:
         """By number of the part, the rows that the pool leaves out; only parts that have any."""
         files = [name for name in self.artifact.files if name.startswith(f"{DUPLICATES}/")]

@@ -178,7 +178,7 @@ class _Work:
     parent: Parent
     before: Reference
     usage: Reference
-    content: list[str]
+    content: list[list[str]]
 
     @classmethod
     def begin(
@@ -193,7 +193,7 @@ class _Work:
             anchors=artifacts.fingerprint(anchors=anchors["id"].to_pylist()),
             rows=_history(run, language, version),
         )
-        content = [p.content for p in corpus.of("usage") if language in p.languages]
+        content = [p.identity() for p in corpus.of("usage") if language in p.languages]
         before, usage = run.reference(version), read_reference(clustered, language)
         return cls(run, config, language, version, parent, before, usage, content)
 

@@ -32,20 +32,34 @@ from compass_ray.records import REJECTED_SCHEMA, Normalised, to_rows
 log = logging.getLogger(__name__)
 
 STAGE = "records"
-VERSION = 1
+VERSION = 2
 REJECTED = "rejected.parquet"
 CLEANED: tuple[Role, ...] = ("auxiliary", "train")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one role in one file; ``content`` is a hash of their ids in order."""
+    """Rows of one role in one file.
+
+    Attributes:
+        role: what they are for.
+        path: of the file in the storage.
+        rows: how many.
+        languages: rows by language.
+        content: hash of their ids in order, all that their vectors depend on.
+        values: hash of what the ids leave out and later stages use: weights, answers, subjects.
+    """
 
     role: Role
     path: str
     rows: int
     languages: dict[str, int]
     content: str
+    values: str
+
+    def identity(self) -> list[str]:
+        """What everything but vectors and clusters depends on."""
+        return [self.content, self.values]
 
 
 @dataclass(frozen=True)
@@ -320,12 +334,14 @@ def _write(draft: Draft, number: int, rows: pa.Table) -> dict[str, Any]:
     name = f"part-{number:05d}.parquet"
     draft.write_table(name, rows)
     languages = Counter(rows["language"].to_pylist())
+    left_out = ("answer", "subject") if "answer" in rows.column_names else ("weight",)
     digest = hashlib.blake2b("".join(rows["id"].to_pylist()).encode(), digest_size=16)
     return {
         "file": name,
         "rows": rows.num_rows,
         "languages": dict(sorted(languages.items())),
         "content": digest.hexdigest(),
+        "values": artifacts.fingerprint(**{n: rows[n].to_pylist() for n in left_out}),
     }
 
 

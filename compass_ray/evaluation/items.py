@@ -31,7 +31,7 @@ class Items:
     parts: tuple[Part, ...]
 
     def identity(self) -> dict[str, Any]:
-        return {"items": [part.content for part in self.parts]}
+        return {"items": [part.identity() for part in self.parts]}
 
     def build(self) -> list[Task]:
         tables = [self.storage.read_table(part.path) for part in self.parts]

@@ -1,8 +1,8 @@
 """The gap sampler as a Ray actor: it holds the pool once and answers for every language.
 
-Named after the clustering it serves and the items nothing may repeat, so that all callers of one
-share one actor. It keeps nothing that the cache does not hold: killed, it restarts, loads again
-and answers.
+Named after the clustering it serves, the weights of usage and the items nothing may repeat, so
+that all callers of one share one actor. It keeps nothing that the cache does not hold: killed, it
+restarts, loads again and answers.
 """
 
 from __future__ import annotations
@@ -208,11 +208,13 @@ class GapSampler:
 def gap_sampler(clustered: Clustered) -> Any:
     """The actor of this clustering, started if it is not there yet."""
     connect()
-    items = fingerprint(items=[part.content for part in clustered.items])
+    rest = fingerprint(
+        items=[part.identity() for part in clustered.items], weights=clustered.usage_values()
+    )
     return (
         ray.remote(GapSampler)
         .options(
-            name=f"gap-sampler-{clustered.artifact.fingerprint}-{items}",
+            name=f"gap-sampler-{clustered.artifact.fingerprint}-{rest}",
             get_if_exists=True,
             num_cpus=0,
             max_restarts=-1,

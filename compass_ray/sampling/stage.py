@@ -55,7 +55,8 @@ def subset_fingerprint(
         sampling=config.sampling.identity(),
         seed=config.run.seed,
         clusters=clustered.artifact.fingerprint,
-        items=[part.content for part in clustered.items],
+        items=[part.identity() for part in clustered.items],
+        weights=clustered.usage_values(language),
         tokens=_tokens_identity(config),
         **known,
     )

@@ -62,7 +62,7 @@ def search(config: Config) -> SearchResult:
     corpus = read_corpora(config, storage)
     check_corpus(config, corpus)
     embed(config, storage, corpus)
-    contents = [[part.role, part.content] for part in corpus.parts]
+    contents = [[part.role, *part.identity()] for part in corpus.parts]
     settled = _Search(config, storage, contents, Ledger(storage, config.run.name))
 
     grid = combinations(config)

@@ -97,7 +97,7 @@ def trial_key(config: Config, contents: list[list[str]]) -> str:
 
     Args:
         config: Of the trial, with its values in place.
-        contents: Role and content hash of every part of the corpora.
+        contents: Role and identity of every part of the corpora.
     """
     sections = {name: getattr(config, name).identity() for name in _RESULT_SECTIONS}
     return artifacts.fingerprint(

@@ -59,7 +59,7 @@ def embedded(storage: Storage, name: str, role: Any, rows: list[Row]) -> Embedde
     np.save(buffer, np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float16))
     draft.write_bytes(VECTORS, buffer.getvalue())
     languages = dict(Counter(language for language, _ in rows))
-    part = Part(role, f"{name}.parquet", len(rows), languages, name)
+    part = Part(role, f"{name}.parquet", len(rows), languages, name, "")
     return EmbeddedPart(part, draft.commit({"rows": len(rows), "dimension": 2}))
 
 

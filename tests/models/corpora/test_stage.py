@@ -82,6 +82,16 @@ def test_a_prompt_that_is_asked_twice_stays_asked_twice(configure: Callable[...,
     assert corpus.dropped["usage"] == {}
 
 
+def test_a_part_tells_its_texts_from_their_weights(configure: Callable[..., Config]) -> None:
+    config = configure(usage=[[("a", ""), ("b", "")]])
+    (part,) = read(config).of("usage")
+    heavier = config.corpora.usage[0].model_copy(update={"weight": 2.0})
+    corpora = config.corpora.model_copy(update={"usage": [heavier]})
+    (weighed,) = read(config.model_copy(update={"corpora": corpora})).of("usage")
+    assert weighed.content == part.content
+    assert weighed.identity() != part.identity()
+
+
 def test_duplicates_count_beside_what_cleaning_drops(configure: Callable[..., Config]) -> None:
     files = [[("a", "1"), ("long", "1"), ("long", "1"), ("a", "1")]]
     corpus = read(configure(auxiliary=files, cleaning={"min_chars": 3}))

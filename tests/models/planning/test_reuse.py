@@ -18,6 +18,7 @@ from compass_ray.config import Config
 from compass_ray.corpora import stage as records_stage
 from compass_ray.embedding import stage as embedding_stage
 from compass_ray.embedding.stage import embed
+from compass_ray.evaluation.items import Items
 from compass_ray.plan import make_plan
 from compass_ray.records import SCHEMA
 from compass_ray.resources import Cluster, Node
@@ -87,6 +88,38 @@ def test_what_the_cache_holds_is_told_as_reused(make: Callable[..., Config]) -> 
 
     other = make_plan(make(sampling={"budget": 31}))
     assert (stage(other, "cluster").reused, stage(other, "sample").reused) == (1, 0)
+
+
+@pytest.mark.parametrize("changed", ["weights", "answers"])
+def test_what_users_ask_most_and_right_answers_are_no_part_of_clusters_but_of_all_after(
+    make: Callable[..., Config],
+    corpora: dict[str, list[dict[str, str]]],
+    without_ray: None,
+    changed: str,
+) -> None:
+    def placed() -> tuple[Clustered, Items]:
+        corpus = records_stage.read_corpora(config, storage)
+        embedded = embed(config, storage, corpus)
+        key = clustering_fingerprint(config, embedded)
+        entry = artifacts.find(storage, "cluster", key)
+        entry = entry or artifacts.begin(storage, "cluster", key).commit()
+        items = corpus.of("evaluation")
+        return Clustered(entry, embedded.parts, False, items), Items(storage, "de", items)
+
+    config = make()
+    storage = Storage.open(config.run.storage)
+    clustered, items = placed()
+    keys = [subset_fingerprint(config, clustered, code) for code in config.languages]
+    if changed == "weights":
+        config = make(corpora={**corpora, "usage": [{**corpora["usage"][0], "weight": 2.0}]})
+    else:
+        file = Path(corpora["evaluation"][0]["path"])
+        file.write_text(file.read_text().replace('"answer": "A"', '"answer": "B"'))
+    clustered_again, items_again = placed()
+    assert clustered_again.artifact.fingerprint == clustered.artifact.fingerprint
+    again = [subset_fingerprint(config, clustered_again, code) for code in config.languages]
+    assert not set(again) & set(keys)
+    assert (items_again.identity() == items.identity()) == (changed == "weights")
 
 
 def test_one_more_source_leaves_only_that_one_to_read(
