@@ -129,6 +129,8 @@ def check_config(config: Config, last: int) -> None:
 def check_corpus(config: Config, corpus: Corpus) -> None:
     """Raise ``UserError`` for what the rows read cannot give, before any of them is embedded."""
     pool = corpus.rows("auxiliary")
+    if not pool:
+        raise UserError("corpora.auxiliary: no rows, so there is nothing to fill gaps from")
     most = max(config.clustering.candidates())
     if most > pool:
         raise UserError(

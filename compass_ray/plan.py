@@ -140,6 +140,8 @@ def _check_rows(config: Config, previews: Mapping[Role, Preview]) -> None:
                 f"languages: {language} has no rows in corpora.usage, so what its users ask is "
                 f"not known; languages there: {known}"
             )
+    if pool.certainty == "exact" and not pool.rows:
+        raise UserError("corpora.auxiliary: no rows, so there is nothing to fill gaps from")
     most = max(config.clustering.candidates())
     if pool.certainty == "exact" and pool.rows is not None and most > pool.rows:
         raise UserError(

@@ -69,6 +69,11 @@ class Cleaning(Section):
 
 
 class Corpora(Section):
+    """Sources by role. Where none is named, all are atlas; where one is, those left out are empty.
+
+    The built-in corpus must never stand in for rows that a user did not give.
+    """
+
     auxiliary: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
     train: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
     usage: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
@@ -76,6 +81,13 @@ class Corpora(Section):
     max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(0.01, json_schema_extra=EXECUTION)
     rows_per_part: Annotated[int, Field(gt=0)] = 8192
     cleaning: Cleaning = Cleaning()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out_is_empty(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.keys().isdisjoint(ROLES):
+            return {role: [] for role in ROLES} | given
+        return given
 
     def sources(self, languages: Sequence[str]) -> dict[Role, list[Source]]:
         """Every source of each role, for a run of these languages."""

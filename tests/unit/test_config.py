@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compass_ray.config import Config, Training
+from compass_ray.config import ROLES, Config, Training
 from compass_ray.errors import UserError
 from compass_ray.loading import build_config, load_config, override
 
@@ -152,7 +152,18 @@ def test_a_language_in_a_source_stands_for_each_target_language() -> None:
         ("logs/sw/*.jsonl", None, "sw"),
         ("logs/de/*.jsonl", None, "de"),
     ]
-    assert [source.path for source in found["train"]] == ["atlas"]
+
+
+def test_atlas_stands_for_all_corpora_or_for_none(path: Path) -> None:
+    def found(*overrides: str) -> dict[str, list[str]]:
+        corpora = load_config(path, overrides).corpora
+        return {role: [each.path for each in getattr(corpora, role)] for role in ROLES}
+
+    assert found() == found("corpora.rows_per_part=9") == {role: ["atlas"] for role in ROLES}
+    one = {"auxiliary": [], "train": [], "usage": ["a"], "evaluation": []}
+    assert found("corpora.usage=[{path: a}]") == one
+    run = load_config(path)
+    assert override(run, ["corpora.usage=[{path: a}]"]).corpora.train == run.corpora.train
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
