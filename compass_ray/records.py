@@ -72,10 +72,14 @@ REJECTED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Normalised:
-    """Rows in ``SCHEMA`` (role evaluation: ``EVALUATION_SCHEMA``), and what was refused and why."""
+    """Rows in ``SCHEMA`` (role evaluation: ``EVALUATION_SCHEMA``), and what was refused and why.
+
+    ``not_listed`` counts rows that were left out as in none of the languages their source lists.
+    """
 
     rows: pa.Table
     rejected: pa.Table
+    not_listed: int = 0
 
 
 def row_id(language: str, prompt: str, response: str | None) -> str:

@@ -24,10 +24,17 @@ class Source(Section):
     subset: str | None = Field(None, description="Configuration name of a hub data set")
     columns: dict[str, str] = Field(default_factory=dict, description="Their column: our column")
     rows: Annotated[int, Field(gt=0)] | None = Field(
-        None, description="At most this many rows (of each language, for atlas)"
+        None,
+        description="At most this many rows; atlas gives so many of each language, files share "
+        "them evenly and give their first ones",
     )
     weight: Annotated[float, Field(gt=0)] = 1.0
-    languages: list[str] | None = Field(None, description="Only these languages (atlas)")
+    languages: list[str] | None = Field(None, description="Only rows in these languages")
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, languages: list[str] | None) -> list[str] | None:
+        return languages and [language_code(language) for language in languages]
 
     def each(self, languages: Sequence[str]) -> list[Source]:
         """The source, or one a language where ``{language}`` stands in ``path`` or ``subset``."""
@@ -41,6 +48,7 @@ class Source(Section):
                 | {key: text.replace("{language}", language) for key, text in named.items()}
             )
             for language in languages
+            if not self.languages or language in self.languages
         ]
 
 

@@ -23,6 +23,7 @@ from compass_ray.errors import UserError
 TOO_SHORT = "shorter than min_chars"
 TOO_LONG = "longer than max_chars"
 OTHER_LANGUAGE = "in another language"
+NOT_LISTED = "in no language that their source lists"
 DUPLICATE = "exact duplicates"
 
 # Enough of a text to tell its language by, and a bound on the time a long one takes.

@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 
 from compass_ray.config import Role, Source
 from compass_ray.corpora import atlas
-from compass_ray.corpora.sources import FileRef, list_files
+from compass_ray.corpora.sources import (
+    FileRef,
+    file_kind,
+    list_files,
+    next_share,
+    reading_order,
+    taken,
+)
 from compass_ray.errors import UserError
 from compass_ray.formats import rename
 from compass_ray.records import SCHEMA, as_records, to_rows
@@ -33,7 +40,6 @@ SAMPLE_ROWS = 4096
 """Rows of a source whose language and length are looked at."""
 
 _MAX_FILES = 64
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 _CHUNK_BYTES = 1 << 20
 _SAMPLE_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("language", "prompt", "response")])
 
@@ -158,7 +164,7 @@ def _atlas(role: Role, source: Source, targets: Sequence[str]) -> _Tally:
 
 
 def _files(role: Role, source: Source) -> _Tally:
-    files = list_files(source)
+    files = reading_order(list_files(source), source.rows)
     if any(file.kind == "hub" for file in files):
         return _Tally(unknown=1)
     tally = _Tally(known=1)
@@ -176,7 +182,7 @@ def _files(role: Role, source: Source) -> _Tally:
         if file.kind == "jsonl" and whole:
             countable -= file.size
         head = _read_head(file, None if whole else HEAD_BYTES, most)
-        rows = _add_head(tally, role, source, file, head, left)
+        rows = _add_head(tally, role, source, file, head, next_share(left, len(files) - number))
         if left is not None:
             left -= rows
             if left <= 0:
@@ -202,20 +208,14 @@ class _Head:
 
 
 def _add_head(
-    tally: _Tally, role: Role, source: Source, file: FileRef, head: _Head, left: int | None
+    tally: _Tally, role: Role, source: Source, file: FileRef, head: _Head, most: int | None
 ) -> int:
-    """Count a file by its head; returns the records it stands for, at most ``left``."""
+    """Count a file by its head; returns the records it stands for, at most ``most``."""
     if not head.kept:
         return 0
-    total = head.rows if head.share == 1 else round(head.rows / head.share)
-    kept = head.kept
-    certain = head.all_kept
-    if left is not None and total > left:
-        total, kept = left, kept[:left]
-        certain &= len(kept) == left
     try:
         normalised = to_rows(
-            rename(kept, source.columns),
+            rename(head.kept, source.columns),
             format=source.format,
             role=role,
             language=source.language,
@@ -223,14 +223,20 @@ def _add_head(
         )
     except UserError as error:
         raise UserError(f"{file.name}: {error}") from None
+    normalised = taken(normalised, source.languages, most)
     accepted, rejected = normalised.rows, normalised.rejected
-    tally.looked_at += len(kept)
+    found = accepted.num_rows + rejected.num_rows
+    looked_at = found + normalised.not_listed
+    tally.looked_at += looked_at
     if rejected.num_rows:
         tally.reason = tally.reason or f"{file.name}: {rejected['reason'][0].as_py()}"
         tally.rejected += rejected.num_rows
-    tally.exact &= head.share == 1 and (certain or not rejected.num_rows)
+    tally.exact &= head.share == 1 and (head.all_kept or found == accepted.num_rows == looked_at)
+    total: int = round(head.rows / head.share * found / looked_at)
+    if most is not None:
+        total = min(total, most)
     if accepted.num_rows:
-        tally.add(accepted, total * accepted.num_rows / len(kept), certain=certain)
+        tally.add(accepted, total * accepted.num_rows / found, certain=head.all_kept)
     return total
 
 
@@ -298,7 +304,7 @@ def _jsonl_head(
 
 
 def _decompressed(raw: Any, path: str) -> Any:
-    compression = next((name for end, name in _COMPRESSED.items() if path.endswith(end)), None)
+    _, compression = file_kind(path) or (None, None)
     return pa.CompressedInputStream(raw, compression) if compression else raw
 
 

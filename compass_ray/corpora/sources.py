@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, urlencode
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -63,6 +64,8 @@ class Source(Protocol):
     def rows(self) -> int | None: ...
     @property
     def weight(self) -> float: ...
+    @property
+    def languages(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True, order=True)
@@ -114,7 +117,7 @@ def list_files(source: Source) -> list[FileRef]:
     refs = [
         FileRef(place.uri(info.path), kind[0], info.size or 0, info.mtime_ns or 0)
         for info in found
-        if (kind := _kind(info.path))
+        if (kind := file_kind(info.path))
     ]
     if refs:
         return sorted(refs)
@@ -149,20 +152,31 @@ def open_stream(ref: FileRef) -> pa.NativeFile:
         raise UserError(f"{ref.name}: cannot be read ({first_line(error)})") from error
 
 
-def read_files(files: Iterable[FileRef], source: Source, role: Role) -> Iterator[Normalised]:
-    """Read files of an entry as rows, up to ``source.rows`` records in all.
+def read_files(files: Sequence[FileRef], source: Source, role: Role) -> Iterator[Normalised]:
+    """Read files of an entry as rows, up to ``source.rows`` records in all, each file its share.
 
     Raises:
         UserError: As ``read_batches`` and ``records.to_rows``.
     """
     left = source.rows
-    for ref in files:
-        for part in read_file(ref, source, role, rows=left):
+    files = reading_order(files, left)
+    for number, ref in enumerate(files):
+        for part in read_file(ref, source, role, rows=next_share(left, len(files) - number)):
             yield part
             if left is not None:
                 left -= part.rows.num_rows + part.rejected.num_rows
         if left is not None and left <= 0:
             return
+
+
+def reading_order(files: Sequence[FileRef], rows: int | None) -> Sequence[FileRef]:
+    """Under a limit the smallest come first: what one lacks of its share, the larger ones have."""
+    return files if rows is None else sorted(files, key=lambda ref: ref.size)
+
+
+def next_share(left: int | None, files: int) -> int | None:
+    """Most rows of the next of so many files, where so many are left for all of them."""
+    return None if left is None else -(-left // files)
 
 
 def read_file(
@@ -174,16 +188,14 @@ def read_file(
         ref: The file.
         source: The entry it belongs to.
         role: What the rows are for.
-        rows: Most records to read; those that are rejected count.
+        rows: Most records to take, at least 1; those that are rejected count, those in a language
+            that ``source.languages`` does not list do not.
     """
     format_ = source.format
     language = source.language
-    batch_rows = _BATCH_ROWS if rows is None else min(_BATCH_ROWS, max(rows, 1))
+    batch_rows = _BATCH_ROWS if rows is None or source.languages else min(_BATCH_ROWS, rows)
+    left = rows
     for first, batch in read_batches(ref, batch_rows):
-        if rows is not None and first + len(batch) > rows:
-            batch = batch[: rows - first]
-        if not batch:
-            return
         try:
             if first == 0:
                 _check_renames(source, batch)
@@ -201,10 +213,43 @@ def read_file(
             )
         except UserError as error:
             raise UserError(f"{ref.name}: {error}") from None
+        part = taken(part, source.languages, left, first_row=first)
         yield _weighted(part, source.weight)
+        if left is not None:
+            left -= part.rows.num_rows + part.rejected.num_rows
+            if left <= 0:
+                return
 
 
-def _kind(path: str) -> tuple[str, str | None] | None:
+def taken(
+    part: Normalised, listed: Sequence[str] | None, most: int | None, *, first_row: int = 0
+) -> Normalised:
+    """Of records in their order, the first ``most`` that are in a listed language or rejected.
+
+    Args:
+        part: All of the records from number ``first_row`` on.
+        listed: Languages; None: any.
+        most: None: no limit.
+        first_row: As in ``records.to_rows``.
+    """
+    count = part.rows.num_rows + part.rejected.num_rows
+    if not listed and (most is None or count <= most):
+        return part
+    rejected_N = np.zeros(count, bool)
+    rejected_N[part.rejected["row"].to_numpy() - first_row] = True
+    counts_N = np.ones(count, bool)
+    if listed:
+        counts_N[~rejected_N] = np.isin(part.rows["language"].to_pylist(), listed)
+    before_limit_N = np.cumsum(counts_N) - counts_N < (count if most is None else most)
+    kept_N = counts_N & before_limit_N
+    return Normalised(
+        part.rows.filter(pa.array(kept_N[~rejected_N])),
+        part.rejected.filter(pa.array(kept_N[rejected_N])),
+        int((before_limit_N & ~counts_N).sum()),
+    )
+
+
+def file_kind(path: str) -> tuple[str, str | None] | None:
     """Kind and compression of a file by its extension."""
     name = path.lower()
     return next((kind for end, kind in _EXTENSIONS.items() if name.endswith(end)), None)
@@ -229,7 +274,7 @@ def _read_jsonl(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
 
 def _lines(ref: FileRef) -> Iterator[bytes]:
     place = Place.of(ref.uri)
-    _, compression = _kind(place.path) or (None, None)
+    _, compression = file_kind(place.path) or (None, None)
     number, rest = 0, b""
     try:
         with place.filesystem.open_input_stream(place.path, compression=compression) as stream:
@@ -331,4 +376,4 @@ def _weighted(part: Normalised, weight: float) -> Normalised:
         return part
     i = part.rows.schema.get_field_index("weight")
     weights = pc.multiply(part.rows.column(i), weight)
-    return Normalised(part.rows.set_column(i, part.rows.schema.field(i), weights), part.rejected)
+    return replace(part, rows=part.rows.set_column(i, part.rows.schema.field(i), weights))

@@ -22,7 +22,7 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Draft, Storage
 from compass_ray.config import ROLES, Cleaning, Config, Role, Source
 from compass_ray.corpora import atlas
-from compass_ray.corpora.cleaning import DUPLICATE, clean, first_seen
+from compass_ray.corpora.cleaning import DUPLICATE, NOT_LISTED, clean, first_seen
 from compass_ray.corpora.sources import FileRef, list_files, read_files
 from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
@@ -294,11 +294,11 @@ def _read(reading: _Reading) -> Artifact:
     total = 0
     waiting: list[pa.Table] = []
     for batch in _batches(reading):
-        total += batch.rows.num_rows + batch.rejected.num_rows
+        total += batch.rows.num_rows + batch.rejected.num_rows + batch.not_listed
         if batch.rejected.num_rows:
             rejected.append(batch.rejected)
         rows, gone = clean(batch.rows, reading.cleaning)
-        dropped += gone
+        dropped += gone + Counter({NOT_LISTED: batch.not_listed})
         waiting.append(rows)
         while sum(table.num_rows for table in waiting) >= reading.rows_per_part:
             rows = pa.concat_tables(waiting)

@@ -154,6 +154,17 @@ def test_a_language_in_a_source_stands_for_each_target_language() -> None:
     ]
 
 
+def test_listed_languages_are_known_under_any_name_and_bound_the_files_of_each() -> None:
+    usage = [{"path": "logs/{language}.jsonl", "languages": ["swh"]}]
+    config = build_config({"languages": ["sw", "de"], "corpora": {"usage": usage}})
+    found = config.corpora.sources(config.languages)["usage"]
+    assert [(source.path, source.languages) for source in found] == [("logs/sw.jsonl", ["sw"])]
+    with pytest.raises(UserError, match=r"corpora\.usage\.0\.languages: "):
+        build_config(
+            {"languages": ["de"], "corpora": {"usage": [{"path": "a", "languages": ["?"]}]}}
+        )
+
+
 def test_atlas_stands_for_all_corpora_or_for_none(path: Path) -> None:
     def found(*overrides: str) -> dict[str, list[str]]:
         corpora = load_config(path, overrides).corpora

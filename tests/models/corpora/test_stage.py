@@ -12,7 +12,7 @@ import pytest
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config
 from compass_ray.corpora import stage
-from compass_ray.corpora.cleaning import DUPLICATE, TOO_SHORT
+from compass_ray.corpora.cleaning import DUPLICATE, NOT_LISTED, TOO_SHORT
 from compass_ray.corpora.stage import Corpus, find_corpora, read_corpora
 from compass_ray.loading import build_config
 
@@ -96,6 +96,16 @@ def test_duplicates_count_beside_what_cleaning_drops(configure: Callable[..., Co
     files = [[("a", "1"), ("long", "1"), ("long", "1"), ("a", "1")]]
     corpus = read(configure(auxiliary=files, cleaning={"min_chars": 3}))
     assert corpus.dropped["auxiliary"] == {TOO_SHORT: 2, DUPLICATE: 1}
+
+
+def test_rows_in_a_language_that_is_not_listed_are_dropped_and_counted(
+    configure: Callable[..., Config],
+) -> None:
+    config = configure(usage=[[("a", ""), ("b", "")]])
+    listed = config.corpora.usage[0].model_copy(update={"languages": ["sw"]})
+    corpora = config.corpora.model_copy(update={"usage": [listed]})
+    corpus = read(config.model_copy(update={"corpora": corpora}))
+    assert (corpus.rows("usage"), corpus.dropped["usage"]) == (0, {NOT_LISTED: 2})
 
 
 def test_parts_without_repeated_rows_stay_the_same_parts(configure: Callable[..., Config]) -> None:

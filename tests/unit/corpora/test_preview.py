@@ -29,7 +29,7 @@ def rows(count: int, languages: tuple[str, ...] = ("de", "sw")) -> list[dict[str
 
 def jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
     data = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix.lower() == ".gz" else data)
     return path
 
 
@@ -37,7 +37,7 @@ def source(path: Path | str, **options: Any) -> Source:
     return Source(path=str(path), **options)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "A.JSONL.GZ"])
 def test_a_small_file_is_counted(tmp_path: Path, name: str) -> None:
     seen = look("train", [source(jsonl(tmp_path / name, rows(100)))], ["de"])
     assert (seen.rows, seen.certainty, seen.languages_certain) == (100, "exact", True)
@@ -96,12 +96,27 @@ def test_of_many_large_files_one_stands_for_the_others(
     assert seen.rows == pytest.approx(3000, rel=0.1)
 
 
-def test_a_row_limit_of_the_source_is_kept(tmp_path: Path) -> None:
+def test_a_row_limit_of_the_source_is_kept_and_shared_by_its_files(tmp_path: Path) -> None:
+    for name, count in (("a", 100), ("b", 100), ("c", 10)):
+        jsonl(tmp_path / f"{name}.jsonl", rows(count))
+    seen = look("train", [source(tmp_path, rows=130)], ["de"])
+    assert (seen.rows, seen.certainty) == (130, "exact")
+    assert seen.languages == {"de": 105, "sw": 25}
+
+
+@pytest.mark.parametrize(("limit", "counted"), [(None, 60), (70, 60), (40, 40)])
+def test_only_listed_languages_count(tmp_path: Path, limit: int | None, counted: int) -> None:
     for name in ("a", "b"):
-        jsonl(tmp_path / f"{name}.jsonl", rows(100))
-    seen = look("train", [source(tmp_path, rows=120)], ["de"])
-    assert (seen.rows, seen.certainty) == (120, "exact")
-    assert seen.languages == {"de": 70, "sw": 50}
+        jsonl(tmp_path / f"{name}.jsonl", rows(60))
+    seen = look("train", [source(tmp_path, languages=["swh"], rows=limit)], ["de"])
+    assert (seen.rows, seen.certainty, seen.languages) == (counted, "exact", {"sw": counted})
+
+
+def test_listed_languages_of_a_long_file_are_estimated(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", rows(30_000))
+    seen = look("train", [source(path, languages=["sw"])], ["de"])
+    assert seen.certainty == "estimated"
+    assert seen.rows == pytest.approx(15_000, rel=0.01)
 
 
 def test_rejected_rows_are_not_counted_and_their_reason_is_kept(tmp_path: Path) -> None:
@@ -128,8 +143,8 @@ def test_atlas_is_made_and_counted() -> None:
     assert look("evaluation", [made], ["de"]).rows == 5
     few = source("atlas", rows=5, languages=["fr", "en"])
     assert look("auxiliary", [few], ["de"]).languages == {"en": 5, "fr": 5}
-    with pytest.raises(UserError, match="atlas has no language xx"):
-        look("auxiliary", [source("atlas", languages=["xx"])], ["de"])
+    with pytest.raises(UserError, match="atlas has no language yo"):
+        look("auxiliary", [source("atlas", languages=["yo"])], ["de"])
     assert "de" in atlas.LANGUAGES
 
 

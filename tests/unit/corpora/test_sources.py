@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Entry:
     columns: dict[str, str] = field(default_factory=dict)
     rows: int | None = None
     weight: float = 1.0
+    languages: list[str] | None = None
 
 
 def records(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -273,6 +275,31 @@ def test_a_limit_counts_over_all_files_of_a_source(
     write(tmp_path / "a.jsonl", records(10))
     write(tmp_path / "b.jsonl", records(10, start=10))
     assert rows_of(Entry(str(tmp_path), rows=limit)).num_rows == expected
+
+
+def test_a_limit_is_shared_by_the_files_and_what_a_short_one_lacks_comes_from_others(
+    tmp_path: Path,
+) -> None:
+    for name, count in (("a", 100), ("b", 4), ("c", 100)):
+        write(tmp_path / f"{name}.jsonl", records(count))
+    found = rows_of(Entry(str(tmp_path), rows=90)).to_pylist()
+    told = Counter(Path(row["source"]).stem for row in found)
+    assert told == {"a": 43, "b": 4, "c": 43}
+    assert [row["prompt"] for row in found if row["source"].endswith("a.jsonl")][-1] == "q42"
+
+
+@pytest.mark.parametrize(("limit", "numbers"), [(None, (1, 3, 5, 7)), (3, (1, 3)), (2, (1,))])
+def test_only_rows_in_listed_languages_are_taken_and_counted(
+    tmp_path: Path, limit: int | None, numbers: tuple[int, ...]
+) -> None:
+    mixed = [{**row, "language": ("de", "sw")[i % 2]} for i, row in enumerate(records(8))]
+    mixed.insert(3, {"prompt": " ", "completion": "a", "language": "sw"})
+    path = write(tmp_path / "a.jsonl", mixed)
+    entry = Entry(str(path), languages=["sw"], rows=limit)
+    (part,) = read_files(list_files(entry), entry, "train")
+    assert part.rows["prompt"].to_pylist() == [f"q{number}" for number in numbers]
+    assert part.rejected["row"].to_pylist() == [3]
+    assert part.not_listed == (2 if limit else 4)
 
 
 def test_a_question_weighs_nothing(tmp_path: Path) -> None:
