@@ -19,6 +19,7 @@ from compass_ray.errors import UserError
 Record = Mapping[str, Any]
 
 LETTERS = "ABCDEFGHIJ"
+_OPERATOR = frozenset({"system", "developer"})
 _ASSISTANT = frozenset({"assistant", "gpt", "chatgpt", "bot", "model"})
 # Seconds of year 5138, or milliseconds of 1973: an epoch number above it counts milliseconds.
 _FIRST_MILLISECONDS = 100_000_000_000
@@ -271,7 +272,9 @@ def _dialogue(record: Record, column: str, *, role: str, content: str) -> Fields
 
     Turns are joined by a blank line and carry no role labels, because a label is a word of one
     language and would draw the embeddings of all languages towards it. Turns after the last one
-    of the assistant are dropped; without an assistant, all turns are the prompt.
+    of the assistant are dropped; without an assistant, all turns are the prompt. Turns of
+    ``system`` and ``developer`` are dropped too: no user asked them, and the same long text in
+    every chat would be all that the embeddings tell.
     """
     value = record.get(column)
     if not isinstance(value, list):
@@ -293,6 +296,7 @@ def _text_or_turns(record: Record, column: str) -> str | None:
 
 
 def _turns(value: list[Any], column: str, *, role: str, content: str) -> list[tuple[str, str]]:
+    """Who said what, without the turns of ``_OPERATOR``."""
     turns = []
     for i, turn in enumerate(value):
         if not isinstance(turn, Mapping):
@@ -302,7 +306,9 @@ def _turns(value: list[Any], column: str, *, role: str, content: str) -> list[tu
             raise RejectedRecordError(
                 f"{column}[{i}] needs {role} and {content} as text: {_short(turn)}"
             )
-        turns.append((who.strip().lower(), said))
+        speaker = who.strip().lower()
+        if speaker not in _OPERATOR:
+            turns.append((speaker, said))
     return turns
 
 

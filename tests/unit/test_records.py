@@ -172,19 +172,20 @@ def test_a_single_turn_chat_is_its_two_texts() -> None:
     assert (read_row["prompt"], read_row["response"]) == ("Hi", "Hello")
 
 
-def test_a_long_chat_is_all_turns_before_the_last_answer_without_labels() -> None:
+def test_a_long_chat_is_all_turns_before_the_last_answer_without_labels_and_instructions() -> None:
     chat = {
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "Hi"},
             {"role": "assistant", "content": "Hello"},
+            {"role": "Developer", "content": "Be polite."},
             {"role": "user", "content": "Bye"},
             {"role": "assistant", "content": "See you"},
             {"role": "user", "content": "Are you there?"},
         ]
     }
     read_row = row(chat)
-    assert read_row["prompt"] == "Be brief.\n\nHi\n\nHello\n\nBye"
+    assert read_row["prompt"] == "Hi\n\nHello\n\nBye"
     assert read_row["response"] == "See you"
 
 
@@ -199,7 +200,10 @@ def test_a_logged_chat_that_nobody_answered_is_usage() -> None:
     [
         {"prompt": "Hi", "completion": "Hello"},
         {
-            "prompt": [{"role": "user", "content": "Hi"}],
+            "prompt": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hi"},
+            ],
             "completion": [{"role": "assistant", "content": "Hello"}],
         },
     ],
