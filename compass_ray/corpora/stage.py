@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 STAGE = "records"
 VERSION = 2
 REJECTED = "rejected.parquet"
+MAX_REJECTED = 10_000
+"""Rejected records of one reading that are kept; all are counted."""
 CLEANED: tuple[Role, ...] = ("auxiliary", "train")
 
 
@@ -291,12 +293,13 @@ def _read(reading: _Reading) -> Artifact:
     parts: list[dict[str, Any]] = []
     rejected: list[pa.Table] = []
     dropped: Counter[str] = Counter()
-    total = 0
+    total = refused = 0
     waiting: list[pa.Table] = []
     for batch in _batches(reading):
         total += batch.rows.num_rows + batch.rejected.num_rows + batch.not_listed
-        if batch.rejected.num_rows:
-            rejected.append(batch.rejected)
+        if batch.rejected.num_rows and refused < MAX_REJECTED:
+            rejected.append(batch.rejected[: MAX_REJECTED - refused])
+        refused += batch.rejected.num_rows
         rows, gone = clean(batch.rows, reading.cleaning)
         dropped += gone + Counter({NOT_LISTED: batch.not_listed})
         waiting.append(rows)
@@ -312,7 +315,7 @@ def _read(reading: _Reading) -> Artifact:
         {
             "parts": parts,
             "total": total,
-            "rejected": sum(t.num_rows for t in rejected),
+            "rejected": refused,
             "dropped": dropped,
         }
     )
@@ -361,10 +364,12 @@ def _check_rejected(config: Config, committed: list[tuple[_Reading, Artifact]]) 
             continue
         worst = max(mine, key=lambda artifact: int(artifact.summary["rejected"]))
         where = worst.storage.location(worst.path(REJECTED))
-        first = worst.read_table(REJECTED)[:1].to_pylist()[0]
+        kept = worst.read_table(REJECTED)
+        first = kept[:1].to_pylist()[0]
+        share = "all" if kept.num_rows == rejected else f"{kept.num_rows:,} of them"
         told = (
             f"corpora.{role}: {rejected:,} of {total:,} rows rejected, first "
-            f"{first['source']} row {first['row']}: {first['reason']}; all in {where}"
+            f"{first['source']} row {first['row']}: {first['reason']}; {share} in {where}"
         )
         if rejected > config.corpora.max_rejected * total:
             allowed = f"corpora.max_rejected allows {config.corpora.max_rejected:.1%}"

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config
-from compass_ray.corpora import stage
+from compass_ray.corpora import sources, stage
 from compass_ray.corpora.cleaning import DUPLICATE, NOT_LISTED, TOO_SHORT
 from compass_ray.corpora.stage import Corpus, find_corpora, read_corpora
+from compass_ray.errors import UserError
 from compass_ray.loading import build_config
 
 Row = tuple[str, str]
@@ -96,6 +98,22 @@ def test_duplicates_count_beside_what_cleaning_drops(configure: Callable[..., Co
     files = [[("a", "1"), ("long", "1"), ("long", "1"), ("a", "1")]]
     corpus = read(configure(auxiliary=files, cleaning={"min_chars": 3}))
     assert corpus.dropped["auxiliary"] == {TOO_SHORT: 2, DUPLICATE: 1}
+
+
+def test_rejected_rows_are_all_counted_and_the_first_are_kept(
+    configure: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(stage, "MAX_REJECTED", 3)
+    monkeypatch.setattr(sources, "_BATCH_ROWS", 2)
+    config = configure(usage=[[(" ", "")] * 7 + [("a", "")]])
+    with pytest.raises(UserError, match=r"7 of 8 rows rejected.*; 3 of them in .*rejected.parquet"):
+        read(config)
+    lenient = config.corpora.model_copy(update={"max_rejected": 1.0})
+    assert read(config.model_copy(update={"corpora": lenient})).rejected["usage"] == 7
+    kept = Path(caplog.messages[-1].rpartition(" in ")[2])
+    assert pq.read_table(kept)["row"].to_pylist() == [0, 1, 2]
 
 
 def test_rows_in_a_language_that_is_not_listed_are_dropped_and_counted(
