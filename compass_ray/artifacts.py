@@ -2,8 +2,9 @@
 
 A cache entry is a folder ``cache/<stage>/<fingerprint>/``. A writer puts its files into a
 sub-folder of its own and publishes them by writing ``_COMMITTED`` last, so a reader sees a whole
-result or none, and two writers of one entry never mix their files. Knows nothing of what the
-files mean.
+result or none, and two writers of one entry never mix their files. What a writer that died has
+left stays in its sub-folder until the cache is deleted, since nobody can tell it from one that
+still writes. Knows nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ class Draft:
         self.storage.write_bytes(self.path(name), data)
 
     def commit(self, summary: Mapping[str, Any] | None = None) -> Artifact:
-        """List, checksum and publish what was written; files of lost attempts are removed."""
+        """List, checksum and publish what was written."""
         entry = entry_path(self.stage, self.fingerprint)
         names = self.storage.list_files(f"{entry}/{self.attempt}")
         listed = [self._describe(name) for name in names]
