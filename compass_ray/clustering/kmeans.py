@@ -208,9 +208,9 @@ _RUNS_HERE: dict[str, Callable[[], bool]] = {
     "sklearn": lambda: find_spec("sklearn") is not None,
 }
 _NEEDS = {
-    "cuml": "it needs the package cuml-cu12 and a GPU",
+    "cuml": "it needs the package cuml-cu13 and a GPU",
     "torch": "it needs the package torch",
-    "faiss": "it needs the package faiss-cpu or faiss-gpu-cu12",
+    "faiss": "it needs the package faiss-cpu",
     "sklearn": "it needs the package scikit-learn",
 }
 
