@@ -18,6 +18,7 @@ import yaml
 from compass_ray.metrics import TAGS
 
 FOLDER = Path(__file__).parents[3] / "cluster_configs"
+CONSTRAINTS = FOLDER.parent / "constraints.txt"
 LAUNCHER = ("aws.yaml", "gcp.yaml", "azure.yaml", "on_premise.yaml")
 KUBERAY = ("kuberay_raycluster.yaml", "kuberay_rayjob.yaml")
 
@@ -66,6 +67,79 @@ def test_clouds_have_spot_and_on_demand_workers_within_limits(name: str) -> None
     spot = str(types["gpu_spot"]["node_config"])
     assert re.search("spot|preemptible': True", spot, re.IGNORECASE)
     assert not re.search("spot|preemptible", str(types["gpu_on_demand"]["node_config"]), re.I)
+
+
+def pinned(package: str) -> str:
+    """The version that constraints.txt has."""
+    found = re.search(rf"^{package}==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize("name", [*LAUNCHER, *KUBERAY])
+def test_every_file_has_the_ray_and_the_driver_of_what_is_installed(name: str) -> None:
+    assert pinned("cuda-toolkit").startswith("13."), "the driver to ask for is another one"
+    text = (FOLDER / name).read_text()
+    header = " ".join(re.findall(r"^# *(.*)", text, re.MULTILINE))
+    assert "NVIDIA driver 580 or newer" in header
+    versions = re.findall(r"rayproject/ray:([\d.]+)|rayVersion: (\S+)", text)
+    assert {version for pair in versions for version in pair if version} <= {pinned("ray")}
+
+
+def test_ray_opens_nothing_of_its_own_on_aws(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """A group of Ray's would let in ssh from everywhere; its role could launch no worker."""
+    import boto3
+    import moto
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+
+    for variable in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{variable}", "testing")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load("aws.yaml")
+    with moto.mock_aws():
+        ec2 = boto3.resource("ec2", region_name=config["provider"]["region"])
+        (vpc,) = ec2.vpcs.all()
+        ours = vpc.create_security_group(GroupName="ours", Description="ours")
+        for node_type in config["available_node_types"].values():
+            assert node_type["node_config"]["SecurityGroupIds"] == ["sg-00000000000000000"]
+            node_type["node_config"]["SecurityGroupIds"] = [ours.id]
+        made = bootstrap_aws(config)
+        assert {group.group_name for group in ec2.security_groups.all()} == {"default", "ours"}
+    types = {name: told["node_config"] for name, told in made["available_node_types"].items()}
+    assert made["head_node"] == {}
+    profiles = {name: node["IamInstanceProfile"]["Name"] for name, node in types.items()}
+    assert profiles == {
+        "head": "compass-ray-head",
+        "gpu_on_demand": "compass-ray-worker",
+        "gpu_spot": "compass-ray-worker",
+    }
+    assert {node["ImageId"] for node in types.values()} == {"ami-00000000000000000"}
+    assert all(node["SecurityGroupIds"] == [ours.id] for node in types.values())
+
+
+def test_the_head_on_google_cloud_has_the_account_that_launches_workers() -> None:
+    """What its type names would replace the account that Ray makes for it."""
+    types = load("gcp.yaml")["available_node_types"]
+    assert "serviceAccounts" not in types.pop("head")["node_config"]
+    assert all(worker["node_config"]["serviceAccounts"] for worker in types.values())
+
+
+def test_the_head_on_azure_has_the_packages_that_ray_names() -> None:
+    import ray.autoscaler
+
+    ours = load("azure.yaml")["head_setup_commands"]
+    rays = Path(ray.autoscaler.__file__).parent / "azure" / "defaults.yaml"
+    wanted = yaml.safe_load(rays.read_text())["head_setup_commands"]
+    assert set(re.findall(r"[^\s']+==[^\s']+", str(ours))) == set(
+        re.findall(r"[^\s']+==[^\s']+", str(wanted))
+    )
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_the_image_is_built_by_the_user_it_runs_as(name: str) -> None:
+    assert "COPY --chown=ray:users . " in (FOLDER / name).read_text()
+    left_out = (FOLDER.parent / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "**/outputs"} <= set(left_out)
 
 
 def ray_cluster_mistakes(spec: dict[str, Any]) -> list[str]:
