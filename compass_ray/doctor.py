@@ -111,8 +111,20 @@ def _gpu(gpus: Sequence[tuple[str, int]]) -> Check:
         kinds = Counter(f"{name}, {size / 1e9:.0f} GB" for name, size in gpus)
         return Check("gpu", "ok", "; ".join(f"{count} x {kind}" for kind, count in kinds.items()))
     if shutil.which("nvidia-smi"):
-        return Check("gpu", "missing", "a driver, but torch finds no GPU; install torch with CUDA")
+        return Check("gpu", "missing", f"a driver, but torch finds no GPU; {_what_torch_lacks()}")
     return Check("gpu", "note", "none; everything runs on the CPU")
+
+
+def _what_torch_lacks() -> str:
+    """Why torch finds no GPU although there is a driver."""
+    cuda = None
+    if find_spec("torch"):
+        import torch
+
+        cuda = torch.version.cuda
+    if cuda is None:
+        return "install torch with CUDA"
+    return f"torch is built for CUDA {cuda}, which may need a newer driver (CUDA 13: 580 or newer)"
 
 
 def _ray() -> Check:

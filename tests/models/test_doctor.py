@@ -87,6 +87,16 @@ def test_the_kind_of_faiss_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._faiss(on_gpu=True) == Check("faiss", "ok", "faiss-gpu-cu12 1.15")
 
 
+def test_a_driver_too_old_for_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    check = doctor._gpu([])
+    assert check.status == "missing"
+    assert "CUDA 13.0" in check.detail and "580 or newer" in check.detail
+    monkeypatch.setattr("torch.version.cuda", None)
+    assert doctor._gpu([]).detail.endswith("install torch with CUDA")
+
+
 def test_a_gpu_is_named_and_wants_cuml(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "cuml")
     assert found()["cuml"].status == "note"
