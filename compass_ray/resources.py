@@ -63,7 +63,10 @@ class WorkerShape:
 
 
 def connect() -> None:
-    """Join the Ray cluster of ``RAY_ADDRESS``, or start Ray on this machine; once a process."""
+    """Join the Ray cluster of ``RAY_ADDRESS``, or start Ray on this machine; once a process.
+
+    Raises ``UserError`` for the address of a dashboard.
+    """
     import ray
 
     if ray.is_initialized():
@@ -75,10 +78,20 @@ def connect() -> None:
     logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
         ray.init(**options)
     else:
         start_local(**options)
+
+
+def check_address(address: str) -> None:
+    """Raise ``UserError`` for a dashboard, which takes jobs; nothing else can join it."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"RAY_ADDRESS: {address} is a dashboard, where jobs are submitted; put it into "
+            "RAY_API_SERVER_ADDRESS, and give the host:port of a cluster or unset RAY_ADDRESS"
+        )
 
 
 def start_local(**options: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from compass_ray.costs import gpu_bytes, gpu_flops
 from compass_ray.errors import UserError
-from compass_ray.resources import Cluster, Node
+from compass_ray.resources import Cluster, Node, check_address, cluster
 
 CONNECT_SECONDS = 5.0
 
@@ -45,7 +45,7 @@ class Hardware:
 def look() -> tuple[Cluster, Hardware]:
     """The nodes as ``resources`` reckons with them, and what they are.
 
-    Raises ``UserError`` if nothing answers at ``RAY_ADDRESS``.
+    Raises ``UserError`` if nothing that can be joined answers at ``RAY_ADDRESS``.
     """
     address = os.environ.get("RAY_ADDRESS")
     return _remote(address) if address and address != "local" else _here()
@@ -88,8 +88,7 @@ def _here() -> tuple[Cluster, Hardware]:
 def _remote(address: str) -> tuple[Cluster, Hardware]:
     import ray
 
-    from compass_ray.resources import cluster
-
+    check_address(address)
     _check_listening(address)
     try:
         nodes = cluster()

@@ -8,6 +8,7 @@ from compass_ray.loading import build_config
 from compass_ray.resources import (
     Cluster,
     Node,
+    check_address,
     check_attention,
     encoder_actors,
     parallel_languages,
@@ -42,6 +43,14 @@ def test_a_kernel_for_gpus_needs_workers_with_gpus() -> None:
         check_attention(config(training=asked), LAPTOP)
     with pytest.raises(UserError, match="the workers have none"):
         check_attention(config(training=asked, resources={"gpus_per_worker": 0}), GPUS)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://ray.example.org"])
+def test_a_dashboard_is_no_cluster_to_join(address: str) -> None:
+    with pytest.raises(UserError, match=rf"RAY_ADDRESS: {address} is a dashboard"):
+        check_address(address)
+    for joined in ("auto", "10.0.0.1:6379", "ray://10.0.0.1:10001"):
+        check_address(joined)
 
 
 def test_never_more_side_by_side_than_asked() -> None:
