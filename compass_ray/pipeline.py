@@ -28,6 +28,7 @@ from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.metrics import record
 from compass_ray.models import check_model, check_training
+from compass_ray.reach import check_reach
 from compass_ray.report.card import write_cards
 from compass_ray.report.page import write_report
 from compass_ray.resources import check_attention, cluster, parallel_languages
@@ -114,7 +115,9 @@ def write_only_report(config: Config) -> str:
 
 def check_config(config: Config, last: int) -> None:
     """Raise ``UserError`` for what the stages up to ``last`` need and is not there."""
-    Storage.open(config.run.storage).make()
+    storage = Storage.open(config.run.storage)
+    storage.make()
+    check_reach(storage)
     check_encoder(config.embedding)
     if last >= STAGES.index("train"):
         check_model(config.training.model)
@@ -123,7 +126,7 @@ def check_config(config: Config, last: int) -> None:
         check_attention(config, cluster())
         parallel_languages(config, cluster())
     if last >= STAGES.index("evaluate"):
-        check_tasks(config, Storage.open(config.run.storage))
+        check_tasks(config, storage)
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:

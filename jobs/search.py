@@ -1,9 +1,9 @@
 """What ``ray job submit`` runs: the trials of one configuration's ``search`` section.
 
-``ray job submit --working-dir . -- python jobs/search.py --config jobs/configs/search.yaml --set
-run.storage=s3://bucket/compass``; a relative storage would be inside the job's own copy of the
-folder. The exit code of the work is the exit code of the job; submitted again, no finished trial is
-run again.
+``ray job submit --working-dir . -- python jobs/search.py --config jobs/configs/search.yaml
+--set run.storage=s3://bucket/compass``. The storage is a URI or an absolute path that every node
+sees: a relative one would lie in the files that Ray unpacks for the job. The exit code of the work
+is the exit code of the job; submitted again, no finished trial is run again.
 """
 
 from __future__ import annotations

@@ -99,3 +99,5 @@ def test_a_node_that_leaves_takes_no_rows_with_it(
     driver.finish()
     rows = sum(len(part) for part in vectors(storage).values())
     assert told(storage)["computed_rows"] == rows > ROWS
+    # What was put there to see whether the nodes share the storage is gone.
+    assert {path.name for path in storage.iterdir()} == {"cache", "runs"}
