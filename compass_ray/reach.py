@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from compass_ray.artifacts import Storage
 from compass_ray.errors import UserError
 from compass_ray.resources import connect
 
+log = logging.getLogger(__name__)
+
 # Where Ray unpacks what a job brings along.
 _JOB_FOLDER = "/runtime_resources/working_dir_files/"
 
@@ -19,11 +22,18 @@ _JOB_FOLDER = "/runtime_resources/working_dir_files/"
 def check_reach(storage: Storage) -> None:
     """Raise ``UserError`` for a folder that the other nodes of ``RAY_ADDRESS`` do not see.
 
+    One that goes with a job is told: on one node it works, and is lost when files change.
     Takes one task on one of them; object stores and this machine alone take none.
     """
     if not storage.is_local or (os.environ.get("RAY_ADDRESS") or "local") == "local":
         return
-    check_folder(storage.uri)
+    if is_in_job(storage.uri):
+        log.warning(
+            "run.storage: %s lies in the files that Ray unpacked for this job, and one submitted "
+            "after a change begins anew; give a URI or an absolute path, such as "
+            "--set run.storage=s3://bucket/compass",
+            storage.uri,
+        )
     if not _seen_elsewhere(storage):
         raise UserError(
             f"run.storage: {storage.uri} is not there on other nodes of the cluster; give a place "
@@ -31,16 +41,9 @@ def check_reach(storage: Storage) -> None:
         )
 
 
-def check_folder(path: str) -> None:
-    """Raise ``UserError`` for a folder in a job's working directory.
-
-    A changed file makes another such directory, in which the job would begin anew.
-    """
-    if _JOB_FOLDER in path:
-        raise UserError(
-            f"run.storage: {path} lies in the files that Ray unpacked for this job; give a URI or "
-            "an absolute path, such as --set run.storage=s3://bucket/compass"
-        )
+def is_in_job(path: str) -> bool:
+    """Whether a folder is in a job's working directory, of which a changed file makes another."""
+    return _JOB_FOLDER in path
 
 
 def other_node(nodes: Sequence[Mapping[str, Any]], here: str) -> str | None:

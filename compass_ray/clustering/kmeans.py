@@ -210,7 +210,7 @@ _RUNS_HERE: dict[str, Callable[[], bool]] = {
 _NEEDS = {
     "cuml": "it needs the package cuml-cu13 and a GPU",
     "torch": "it needs the package torch",
-    "faiss": "it needs the package faiss-cpu",
+    "faiss": "it needs the package faiss-cpu or faiss-gpu",
     "sklearn": "it needs the package scikit-learn",
 }
 

@@ -7,7 +7,7 @@ import pytest
 from compass_ray import reach
 from compass_ray.artifacts import Storage
 from compass_ray.errors import UserError
-from compass_ray.reach import check_folder, check_reach, other_node
+from compass_ray.reach import check_reach, is_in_job, other_node
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, object]:
@@ -40,8 +40,12 @@ def test_a_folder_that_other_nodes_lack_is_refused(
     check_reach(storage)
 
 
-def test_a_folder_in_the_files_of_a_job_is_refused() -> None:
+def test_a_folder_in_the_files_of_a_job_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     unpacked = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0a1b"
-    with pytest.raises(UserError, match=r"run.storage: .*/outputs lies in the files that Ray"):
-        check_folder(f"{unpacked}/outputs")
-    check_folder("/mnt/compass")
+    assert is_in_job(f"{unpacked}/outputs") and not is_in_job("/mnt/compass")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(reach, "_seen_elsewhere", lambda storage: True)
+    check_reach(Storage.open(f"{unpacked}/outputs"))
+    assert "outputs lies in the files that Ray unpacked" in caplog.text
