@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from record import RESULTS, earlier, machine, record
 
 from compass_ray.compare import collect
@@ -36,6 +35,7 @@ from compass_ray.evaluation.oneruler.items import count_tokens
 from compass_ray.evaluation.standings import (
     BASE,
     REFERENCE,
+    Answered,
     Answers,
     Row,
     as_json,
@@ -56,6 +56,7 @@ POOL = ["en", "fr", "es", "it", "pt", "nl", "sv", "pl", "tr", "id", "sw", "de", 
 # Six that OneRuler has too.
 LANGUAGES = ["de", "es", "nl", "pl", "sw", "vi"]
 TABLES = {"Table 1: items of the language": False, "Table 2: needles in a haystack": True}
+CONFIDENCE = 0.95
 LENGTHS = [1_000, 2_000, 4_000]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -143,11 +144,11 @@ def answer(given: argparse.Namespace, kept: Kept, long_context: bool) -> Iterato
             yield
 
 
-def _as_text(answers: dict[str, NDArray[np.float64]]) -> dict[str, str]:
-    """Of the only seed."""
+def _as_text(answers: dict[tuple[str, str], Answered]) -> dict[str, str]:
+    """Of the only seed and task."""
     return {
-        language: "".join(f"{right:.0f}" for right in given_1N[0])
-        for language, given_1N in answers.items()
+        language: "".join(f"{right:.0f}" for right in answered.right[0])
+        for (language, _), answered in answers.items()
     }
 
 
@@ -162,12 +163,17 @@ def rows_of(given: argparse.Namespace, kept: Kept) -> list[Row]:
     seeds = complete(kept)
     answers: Answers = {
         model: {
-            language: np.array([list(map(float, models[model][language])) for models in seeds])
+            (language, "items"): _answered(language, [models[model][language] for models in seeds])
             for language in given.languages
         }
         for model in seeds[0]
     }
-    return tabulate(answers, confidence=0.95, seed=0)
+    return tabulate(answers, CONFIDENCE, seed=0)
+
+
+def _answered(language: str, seeds: list[str]) -> Answered:
+    questions = [f"{language}/{number}" for number in range(len(seeds[0]))]
+    return Answered(questions, np.array([list(map(float, given)) for given in seeds]))
 
 
 def over_cells(kept: Kept) -> list[dict[str, Any]]:
@@ -195,7 +201,7 @@ def table_of(given: argparse.Namespace, kept: Kept, long_context: bool) -> dict[
         "settings": settings(given, long_context),
         "seeds": len(complete(kept)),
         "rows": as_json(rows_of(given, kept)),
-        "markdown": markdown(rows_of(given, kept)),
+        "markdown": markdown(rows_of(given, kept), CONFIDENCE),
         "over_languages_and_seeds": over_cells(kept),
         "answers": kept,
     }

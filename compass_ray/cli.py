@@ -159,8 +159,10 @@ def compare(
 
     with contextlib.redirect_stdout(sys.stderr):
         rows = comparison.compare(settings, [n.strip() for n in strategies.split(",")], seeds)
-    shown = json.dumps(standings.as_json(rows), indent=1) if as_json else standings.markdown(rows)
-    print(shown)
+    if as_json:
+        print(json.dumps(standings.as_json(rows), indent=1))
+    else:
+        print(standings.markdown(rows, settings.evaluation.confidence))
 
 
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/demo")]

@@ -19,7 +19,14 @@ from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
 from compass_ray.evaluation.stage import evaluate, on_items
-from compass_ray.evaluation.standings import BASE, REFERENCE, Answers, Row, tabulate
+from compass_ray.evaluation.standings import (
+    BASE,
+    REFERENCE,
+    Answered,
+    Answers,
+    Row,
+    tabulate,
+)
 from compass_ray.models import load_tokenizer
 from compass_ray.pipeline import STAGES, check_config, check_corpus
 from compass_ray.sampling.stage import SUBSET, sample
@@ -131,8 +138,9 @@ def _add_answers(
             if items is None:
                 continue
             correct = items["correct"].to_numpy(zero_copy_only=False).astype(np.float64)
-            by_language = answers.setdefault(model, {})
-            before = by_language.get(compared.language, np.empty((0, len(correct))))
+            key = (compared.language, compared.task)
+            mine = answers.setdefault(model, {})
             # The base is the same for every strategy: one copy a seed is enough.
             if model != BASE or name == REFERENCE:
-                by_language[compared.language] = np.vstack([before, correct])
+                before = [mine[key].right] if key in mine else []
+                mine[key] = Answered(items["id"].to_pylist(), np.vstack([*before, correct]))
