@@ -159,7 +159,11 @@ class Evaluation(Section):
     )
     chat_template: bool | Auto = Field("auto", description="auto: where the tokenizer has one")
     oneruler: OneRuler = OneRuler()
-    batch_size: Annotated[int, Field(gt=0)] = Field(8, json_schema_extra=EXECUTION)
+    batch_size: Annotated[int, Field(gt=0)] = Field(
+        8,
+        description="Texts scored at once; fewer where they are long",
+        json_schema_extra=EXECUTION,
+    )
     baseline: bool = True
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 

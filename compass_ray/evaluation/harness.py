@@ -55,7 +55,8 @@ class Harness:
 
     def __init__(self, model: str, settings: Evaluation, system_prompt: str | None = None) -> None:
         import datasets
-        from lm_eval.models.huggingface import HFLM
+
+        from compass_ray.evaluation.lm import BoundedLM
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         datasets.disable_progress_bars()
@@ -63,10 +64,10 @@ class Harness:
         dtype = torch.bfloat16 if on_gpu else torch.float32
         self._base = load_base(model, dtype).eval().to("cuda" if on_gpu else "cpu")
         self.tokenizer = load_tokenizer(model)
-        self._lm = HFLM(
+        self._lm = BoundedLM(
+            settings.batch_size,
             pretrained=self._base,
             tokenizer=self.tokenizer,
-            batch_size=settings.batch_size,
             device="cuda" if on_gpu else "cpu",
         )
         self._settings = settings

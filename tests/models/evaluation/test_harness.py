@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from compass_ray.config import Evaluation, Training
 from compass_ray.errors import UserError
@@ -95,6 +97,33 @@ def test_written_answers_are_those_of_lm_eval(
     assert [len(row["options"]) for row in mine] == [6, 10]
     # A model of random weights never says the phrase that the German definition looks for.
     assert not any(row["parsed"] or row["correct"] for row in table.to_pylist())
+
+
+def test_a_batch_holds_fewer_of_what_is_long_and_half_of_what_did_not_fit(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Harness(str(tiny_model), Evaluation(batch_size=4))._lm
+    lengths = (7, 99, 7, 399, 399, 7, 199)
+    requests = [(("", ""), [i + 6] * length, [2]) for i, length in enumerate(lengths)]
+    free = model._loglikelihood_tokens(requests)
+    monkeypatch.setattr(model, "_most_tokens", 800)
+    seen: list[tuple[int, ...]] = []
+    call = model._model_call
+
+    def in_small_memory(batch: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(batch.shape))
+        if batch.numel() > 500:
+            raise torch.OutOfMemoryError
+        return call(batch)
+
+    monkeypatch.setattr(model, "_model_call", in_small_memory)
+    bounded = model._loglikelihood_tokens(requests)
+    # The two of 399 did not fit together, after which a batch has 400 tokens.
+    assert seen == [(2, 399), (1, 399), (1, 399), (1, 199), (4, 99)]
+    assert np.allclose([one[0] for one in bounded], [one[0] for one in free], atol=1e-4)
+    monkeypatch.setattr(model, "_model_call", lambda batch: in_small_memory(batch.repeat(1, 99)))
+    with pytest.raises(torch.OutOfMemoryError):
+        model._loglikelihood_tokens(requests)
 
 
 def test_subjects_that_a_copy_lacks_are_left_out(global_mmlu: Path) -> None:
