@@ -143,7 +143,7 @@ def line(arguments: argparse.Namespace, data: Path, words: str, seed: int) -> li
             scoring = so_far.evaluation.model_copy(update={"baseline": True})
             so_far = so_far.model_copy(update={"evaluation": scoring})
         corpus = read_corpora(so_far, folder.storage)
-        scored = evaluate(so_far, folder.storage, corpus, adapters).comparisons
+        scored = evaluate(so_far, folder.storage, corpus, adapters).whole().comparisons
         told.append(
             {
                 "step": name,

@@ -12,6 +12,7 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -344,7 +345,7 @@ def _table(result: RunResult) -> str:
                     language if len(scores) == 1 else f"{language} {task}",
                     _number(score.get("base")),
                     _number(score.get("adapter")),
-                    score.get("note") or _gain(score),
+                    shorten(score.get("note") or _gain(score), 60, placeholder=" …"),
                     f"{told['js_before']:.3f} -> {told['js_after']:.3f}"
                     if "js_before" in told
                     else "-",

@@ -57,7 +57,7 @@ def collect(
         evaluation: items to score on; default: the run's.
 
     Raises ``UserError`` for a strategy that is not known. Raises ``RuntimeError`` when a language
-    fails to train, since a table with a hole in it compares nothing.
+    fails to train or to be scored, since a table with a hole in it compares nothing.
     """
     unknown = sorted(set(strategies) - set(get_args(Strategy)))
     if unknown:
@@ -132,7 +132,7 @@ def _add_answers(
     corpus: Corpus,
     adapters: Mapping[str, Artifact],
 ) -> None:
-    for compared in evaluate(config, storage, corpus, adapters).comparisons:
+    for compared in evaluate(config, storage, corpus, adapters).whole().comparisons:
         scored = {name: compared.adapter, BASE: compared.base}
         for model, items in scored.items():
             if items is None:

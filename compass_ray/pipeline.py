@@ -59,7 +59,7 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     """Carry out every stage up to ``until``; what the cache holds is not done again.
 
     Raises ``UserError`` before anything starts for a model, encoder or source that is not there.
-    A language whose training fails is in ``failures``; the others go on.
+    A language whose training or scoring fails is in ``failures``; the others go on.
     """
     storage = Storage.open(config.run.storage)
     book = _Book(config, storage)
@@ -207,7 +207,16 @@ def _evaluate_entry(evaluated: Evaluated) -> dict[str, Any]:
     return {
         "items_reused": evaluated.reused_items,
         "items_computed": evaluated.computed_items,
+        "failures": _by_language(evaluated.failures),
     }
+
+
+def _by_language(failures: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """The tasks that failed and why, a line a language."""
+    told: dict[str, list[str]] = {}
+    for (language, task), cause in failures.items():
+        told.setdefault(language, []).append(f"{task}: {cause}")
+    return {language: "; ".join(causes) for language, causes in told.items()}
 
 
 class _Book:
@@ -271,11 +280,13 @@ class _Book:
 
     def write_scores(self, evaluated: Evaluated) -> None:
         config = self._config
+        self._result.failures = {**self._result.failures, **_by_language(evaluated.failures)}
+        failed = {key: f"failed: {cause}" for key, cause in evaluated.failures.items()}
         scores = score_table(
             evaluated.comparisons,
             config.evaluation.confidence,
             config.run.seed,
-            evaluated.lacking,
+            {**evaluated.lacking, **failed},
         )
         self._storage.write_table(f"{self._folder}/scores.parquet", scores)
         for row in scores.to_pylist():
@@ -323,7 +334,7 @@ def _all_reused(entry: Mapping[str, Any]) -> bool:
     if "reused" in entry and isinstance(entry["reused"], bool):
         return entry["reused"]
     counts = ("computed", "computed_rows", "items_computed")
-    return not any(entry.get(name) for name in counts)
+    return not any(entry.get(name) for name in (*counts, "failures"))
 
 
 def _now() -> str:

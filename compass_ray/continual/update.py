@@ -332,7 +332,7 @@ def _scored(
     both: list[dict[str, dict[str, list[Any]]]] = []
     for adapters in (current, updated):
         told: dict[str, dict[str, list[Any]]] = {}
-        for compared in evaluate(config, storage, corpus, adapters).comparisons:
+        for compared in evaluate(config, storage, corpus, adapters).whole().comparisons:
             mine = told.setdefault(compared.language, {"question": [], "correct": []})
             items = compared.adapter.filter(pc.is_valid(compared.adapter["question"]))
             for column, values in mine.items():

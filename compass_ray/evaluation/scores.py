@@ -58,7 +58,7 @@ def score_table(
     Shares are in 0 to 1. ``unparsed`` is the share of items in which no answer could be read; they
     count as wrong. ``p_holm`` is ``p_value`` adjusted for the languages of a task. ``fertility``
     is tokens of the model's tokenizer per ``fertility_unit`` of the questions. A language and
-    task of ``lacking`` has no items; its reason is the ``note``.
+    task of ``lacking`` has no scored items; its reason is the ``note``.
     """
     rows = [_score(comparison, confidence, seed) for comparison in comparisons]
     for task in dict.fromkeys(row["task"] for row in rows):

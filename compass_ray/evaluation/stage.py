@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow.compute as pc
 import ray
-from ray.exceptions import RayTaskError
-from ray.util import ActorPool
+from ray.exceptions import RayError, RayTaskError
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
@@ -28,7 +27,7 @@ from compass_ray.evaluation.scores import Comparison
 from compass_ray.models import for_workers
 from compass_ray.progress import Progress
 from compass_ray.resources import WorkerShape, check_gpu, cluster, worker_shape
-from compass_ray.training.launch import ADAPTER
+from compass_ray.training.launch import ADAPTER, root_cause
 
 if TYPE_CHECKING:
     from compass_ray.evaluation.harness import Harness
@@ -44,12 +43,23 @@ Model = Literal["base", "adapter"]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Scored items of every language and task, and why there are none where there are none."""
+    """Scored items of every language and task, and why there are none where there are none.
+
+    ``lacking`` has the reason where a task has no items for a language, ``failures`` the cause
+    where scoring them failed, both by language and task.
+    """
 
     comparisons: tuple[Comparison, ...]
     reused_items: int
     computed_items: int
     lacking: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    failures: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def whole(self) -> Evaluated:
+        """Itself. Raises ``RuntimeError`` if anything failed, for who needs all of it."""
+        for (language, task), cause in self.failures.items():
+            raise RuntimeError(f"{language} {task} could not be scored: {cause}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,10 @@ class _Job:
     benchmark: Benchmark
     adapter: Artifact | None
 
+    @property
+    def model(self) -> Model:
+        return "adapter" if self.adapter else "base"
+
 
 def on_items(config: Config, path: str) -> Config:
     """The same run, scored on the items of a file, folder or glob and on nothing else."""
@@ -74,7 +88,10 @@ def on_items(config: Config, path: str) -> Config:
 def evaluate(
     config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
 ) -> Evaluated:
-    """Item by item, base beside adapter, for every language that has an adapter and items."""
+    """Item by item, base beside adapter, for every language that has an adapter and items.
+
+    A pass that fails takes no other with it; called again, only what failed is tried again.
+    """
     asked = {
         (language, task): benchmark(config, storage, corpus, task, language)
         for language in adapters
@@ -87,10 +104,17 @@ def evaluate(
     keys = {job.fingerprint for job in jobs.values()}
     found = {key: artifacts.find(storage, STAGE, key) for key in keys}
     missing = {job.fingerprint: job for job in jobs.values() if found[job.fingerprint] is None}
-    for artifact in _score(config, list(missing.values())):
-        found[artifact.fingerprint] = artifact
+    made, causes = _score(config, list(missing.values()))
+    found |= made
+    failures = {
+        (language, task): causes[job.fingerprint]
+        for (language, task, _), job in jobs.items()
+        if job.fingerprint in causes
+    }
     scored = {
-        key: cast(Artifact, found[job.fingerprint]).read_table(ITEMS) for key, job in jobs.items()
+        key: cast(Artifact, found[job.fingerprint]).read_table(ITEMS)
+        for key, job in jobs.items()
+        if key[:2] not in failures
     }
     comparisons = [
         Comparison(language, task, scored.get((language, task, "base")), items)
@@ -103,6 +127,7 @@ def evaluate(
         reused_items=sum(n for key, n in counts.items() if jobs[key].fingerprint not in missing),
         computed_items=sum(n for key, n in counts.items() if jobs[key].fingerprint in missing),
         lacking=lacking,
+        failures=failures,
     )
 
 
@@ -161,9 +186,12 @@ def _fingerprint(
     )
 
 
-def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
+def _score(config: Config, jobs: list[_Job]) -> tuple[dict[str, Artifact], dict[str, str]]:
+    """Scored items and causes of failures, both by fingerprint."""
+    done: dict[str, Artifact] = {}
+    causes: dict[str, str] = {}
     if not jobs:
-        return []
+        return done, causes
     shape = worker_shape(config, cluster())
     workers = max(1, min(cluster().slots(shape.cpus, shape.gpus), len(jobs)))
     environment = {"OMP_NUM_THREADS": str(int(shape.cpus)), "TOKENIZERS_PARALLELISM": "false"}
@@ -175,26 +203,32 @@ def _score(config: Config, jobs: list[_Job]) -> Sequence[Artifact]:
         max_task_retries=3,
         runtime_env={"env_vars": environment},
     )
-    pool = ActorPool(
-        [
-            worker.remote(for_workers(config.training), config.evaluation, shape)
-            for _ in range(workers)
-        ]
-    )
+    described = for_workers(config.training), config.evaluation, shape
+    idle = [worker.remote(*described) for _ in range(workers)]
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
     progress = Progress("evaluate", len(jobs), "passes")
-    done: list[Artifact] = []
-    try:
-        for artifact in pool.map_unordered(lambda actor, job: actor.score.remote(job), jobs):
-            done.append(artifact)
-            told = artifact.summary
-            note = f"{told['language']} {told['task']} {told['model']}: {told['accuracy']:.3f}"
-            progress.at(len(done), note)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    return done
+    waiting = list(jobs)
+    running: dict[ray.ObjectRef[Artifact], tuple[Any, _Job]] = {}
+    while waiting or running:
+        while waiting and idle:
+            actor, job = idle.pop(), waiting.pop(0)
+            running[actor.score.remote(job)] = (actor, job)
+        (ref,), _ = ray.wait(list(running))
+        actor, job = running.pop(ref)
+        note = f"{job.language} {job.task} {job.model}"
+        try:
+            artifact = done[job.fingerprint] = ray.get(ref)
+            note += f": {artifact.summary['accuracy']:.3f}"
+        except RayError as error:
+            if not isinstance(error, RayTaskError):
+                actor = worker.remote(*described)
+            elif isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from None
+            causes[job.fingerprint] = root_cause(error)
+            log.error("evaluate %s failed: %s", note, causes[job.fingerprint])
+        idle.append(actor)
+        progress.at(len(done) + len(causes), note)
+    return done, causes
 
 
 class _Worker:
@@ -230,7 +264,7 @@ class _Worker:
             {
                 "language": job.language,
                 "task": job.task,
-                "model": "adapter" if job.adapter else "base",
+                "model": job.model,
                 "items": scored.num_rows,
                 "accuracy": pc.mean(scored["correct"]).as_py(),
                 "unparsed": 1 - pc.mean(scored["parsed"]).as_py(),

@@ -126,7 +126,7 @@ def _finish(trial: Trial, config: Config, storage: Storage, board: Any, samplers
     # The base is the same for every trial; the run of the best one scores it.
     without_base = config.evaluation.model_copy(update={"baseline": False})
     scoring = config.model_copy(update={"evaluation": without_base})
-    scored = evaluate(scoring, storage, corpus, trained.adapters).comparisons
+    scored = evaluate(scoring, storage, corpus, trained.adapters).whole().comparisons
     if not scored:
         raise UserError("corpora.evaluation: no items in any of the languages")
     adapters = list(trained.adapters.values())

@@ -182,7 +182,7 @@ def _run_side_by_side(
                 outcome.adapters[job.language] = ray.get(ref)
                 _tell_unpacked(job, outcome.adapters[job.language])
             except ray.exceptions.RayError as error:
-                cause = reader.failure(job.language) or _root_cause(error)
+                cause = reader.failure(job.language) or root_cause(error)
                 outcome.failures[job.language] = cause
                 log.error("train %s failed: %s", job.language, cause)
             trackers.close(job.language, failed=job.language in outcome.failures)
@@ -197,7 +197,8 @@ def _tell_unpacked(job: Job, adapter: Artifact) -> None:
         )
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """What happened, on one line, of an exception that Ray tells with its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Ray goes on with what kills processes in general.
     return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__
@@ -244,7 +245,7 @@ def _fit_until_done(job: Job, board: Any, runs: str) -> Any:
             failures += 1
             if failures > job.training.max_failures:
                 raise
-            board.on_restart.remote(job.language, _root_cause(error))
+            board.on_restart.remote(job.language, root_cause(error))
             time.sleep(back_off(failures))
 
 

@@ -488,9 +488,9 @@ def test_a_language_without_items_is_said_in_the_table(storage: Storage, tmp_pat
     other.write_table(f"runs/{RUN}/scores.parquet", table)
     page = build_report(other, RUN)
     scores = {row[0].split()[0]: row for row in body(page, "scores")}
-    assert scores["Amharic"][1] == "no items: not in mmlu_prox"
+    assert scores["Amharic"][1] == "not scored: not in mmlu_prox"
     assert scores["German"][4:] == ["< 0.001", "< 0.001", "0.321", "0.013base 0.250", "1.750a word"]
-    assert "Amharic</strong>: mmlu_prox has no items for it (not in mmlu_prox)." in page
+    assert "Amharic</strong>: mmlu_prox was not scored (not in mmlu_prox)." in page
 
 
 def test_the_report_is_written_into_the_run(storage: Storage, page: str) -> None:
