@@ -45,11 +45,11 @@ def make_adapters(model: str, folder: Path) -> list[str]:
 def score(model: str, items: int, adapters: list[str]) -> None:
     """What a worker does: load, then score; prints the seconds of each step as JSON."""
     started = time.perf_counter()
-    from compass_ray.config import Evaluation
+    from compass_ray.config import Evaluation, Training
     from compass_ray.evaluation.harness import Harness
     from compass_ray.evaluation.items import Atlas
 
-    harness = Harness(model, Evaluation(limit=items))
+    harness = Harness(Training(model=model), Evaluation(limit=items))
     tasks = Atlas("de").build()
     steps = [time.perf_counter() - started]
     for adapter in adapters:

@@ -67,7 +67,10 @@ _SIMULATED_STEPS = 200
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of a base model and an adapter on it, and the sizes that memory depends on."""
+    """Parameters of a base model and an adapter on it, and the sizes that memory depends on.
+
+    ``embeddings`` are the parameters of the input and the output embeddings, once where tied.
+    """
 
     parameters: int
     adapter_parameters: int
@@ -75,6 +78,7 @@ class ModelSize:
     hidden: int
     intermediate: int
     vocabulary: int
+    embeddings: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ def measure_model(name: str, adapter: Adapter) -> ModelSize:
         reason = str(error).partition("\n")[0]
         raise UserError(f"training.model: {name} cannot be built ({reason})") from None
     parameters = sum(weight.numel() for weight in base.parameters())
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    embeddings = {end.weight for end in ends if end is not None}
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,6 +155,7 @@ def measure_model(name: str, adapter: Adapter) -> ModelSize:
         hidden=int(text.hidden_size),
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
+        embeddings=sum(weight.numel() for weight in embeddings),
     )
 
 
@@ -240,10 +247,7 @@ def worker_memory(
     if training.gradient_checkpointing:
         activations = tokens * (size.layers * size.hidden + kept) * width
     moments_and_master = 12 if bf16 else 8
-    base = size.parameters * width // split
-    if training.adapter.type == "qlora":
-        embeddings = size.vocabulary * size.hidden
-        base = int((size.parameters - embeddings) * _QLORA_BYTES) + embeddings * width
+    base = base_bytes(size, training, bf16=bf16) // split
     if on_gpu and training.deepspeed.offload_parameters:
         base //= size.layers
     optimiser = size.adapter_parameters * moments_and_master // (workers if stage >= 1 else 1)
@@ -260,6 +264,14 @@ def worker_memory(
         "process": PROCESS_BYTES,
     }
     return Memory(**parts, total=sum(parts.values()))
+
+
+def base_bytes(size: ModelSize, training: Training, *, bf16: bool) -> int:
+    """Bytes of the whole base; for QLoRA, bitsandbytes leaves the embeddings as they are."""
+    width = 2 if bf16 else 4
+    if training.adapter.type != "qlora":
+        return size.parameters * width
+    return int((size.parameters - size.embeddings) * _QLORA_BYTES) + size.embeddings * width
 
 
 def memory_assumptions(training: Training, *, on_gpu: bool, bf16: bool) -> dict[str, str]:

@@ -91,13 +91,9 @@ class LossMeter:
 
     @cached_property
     def _base(self) -> Any:
-        import torch
+        from compass_ray.training.quantisation import load_trained_on
 
-        from compass_ray.models import load_base
-
-        on_gpu = torch.cuda.is_available()
-        base = load_base(self._training.model, torch.bfloat16 if on_gpu else torch.float32)
-        return base.to("cuda" if on_gpu else "cpu")
+        return load_trained_on(self._training)
 
     def _model(self, language: str) -> Any:
         from peft import PeftModel

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from compass_ray.config import Evaluation
+from compass_ray.config import Evaluation, Training
 from compass_ray.errors import UserError
 from compass_ray.evaluation.named import METRICS
-from compass_ray.models import load_base, load_tokenizer
+from compass_ray.models import load_tokenizer
+from compass_ray.training.quantisation import load_trained_on
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -51,27 +51,27 @@ SCORED_SCHEMA = pa.schema(
 
 
 class Harness:
-    """A base model and tokenizer, loaded once, that score tasks with or without an adapter."""
+    """A base model and tokenizer, loaded once, that score tasks with or without an adapter.
 
-    def __init__(self, model: str, settings: Evaluation, system_prompt: str | None = None) -> None:
+    The base is what ``training`` trains adapters on: for QLoRA, weights of 4 bits.
+    """
+
+    def __init__(self, training: Training, settings: Evaluation) -> None:
         import datasets
 
         from compass_ray.evaluation.lm import BoundedLM
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         datasets.disable_progress_bars()
-        on_gpu = torch.cuda.is_available()
-        dtype = torch.bfloat16 if on_gpu else torch.float32
-        self._base = load_base(model, dtype).eval().to("cuda" if on_gpu else "cpu")
-        self.tokenizer = load_tokenizer(model)
+        self._base = load_trained_on(training)
+        self.tokenizer = load_tokenizer(training.model)
         self._lm = BoundedLM(
             settings.batch_size,
             pretrained=self._base,
             tokenizer=self.tokenizer,
-            device="cuda" if on_gpu else "cpu",
         )
         self._settings = settings
-        self._system_prompt = system_prompt
+        self._system_prompt = training.system_prompt
         self._peft: Any = None
         self._adapter: str | None = None
 

@@ -171,6 +171,7 @@ def _fingerprint(
     config: Config, language: str, task: str, asked: Benchmark, adapter: Artifact | None
 ) -> str:
     settings = config.evaluation
+    four_bits = {"base": "4 bits"} if config.training.adapter.type == "qlora" else {}
     return artifacts.fingerprint(
         stage=STAGE,
         version=VERSION,
@@ -183,6 +184,7 @@ def _fingerprint(
         model=config.training.model,
         system_prompt=config.training.system_prompt,
         adapter=adapter.fingerprint if adapter else None,
+        **four_bits,
     )
 
 
@@ -244,8 +246,7 @@ class _Worker:
         from compass_ray.evaluation.harness import Harness
 
         check_gpu(self._shape)
-        training = self._training
-        return Harness(training.model, self._settings, training.system_prompt)
+        return Harness(self._training, self._settings)
 
     def score(self, job: _Job) -> Artifact:
         harness = self._harness

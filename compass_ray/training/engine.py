@@ -13,6 +13,7 @@ from compass_ray.config import Training
 from compass_ray.models import load_base
 from compass_ray.training.adapters import add_adapter, load_adapter
 from compass_ray.training.anchoring import Start
+from compass_ray.training.quantisation import quantisation
 from compass_ray.training.state import STEP
 
 
@@ -24,7 +25,7 @@ def build_engine(config: Training, start: Start | None = None) -> Any:
     settings = deepspeed_config(config, dist.get_world_size(), dtype)
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     with partitioned(settings):
-        base = load_base(config.model, dtype, **attention, **_quantisation(config, dtype))
+        base = load_base(config.model, dtype, **attention, **quantisation(config, dtype))
         if config.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             # Nothing below the first adapter needs a gradient; without one nothing is recomputed.
@@ -93,19 +94,3 @@ def deepspeed_config(config: Training, world: int, dtype: torch.dtype) -> dict[s
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
-
-
-def _quantisation(config: Training, dtype: torch.dtype) -> dict[str, Any]:
-    """QLoRA (Dettmers et al., 2023): the frozen weights as 4-bit normal floats."""
-    if config.adapter.type != "qlora":
-        return {}
-    from transformers import BitsAndBytesConfig
-
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": quantisation, "device_map": {"": device}}

@@ -16,7 +16,9 @@ SIZE = ModelSize(
     hidden=32,
     intermediate=64,
     vocabulary=100,
+    embeddings=2 * 100 * 32,
 )
+LLAMA_8B = ModelSize(8_030_000_000, 42_000_000, 32, 4096, 14336, 128256, 2 * 128256 * 4096)
 
 
 def training(**settings: object) -> Training:
@@ -113,6 +115,9 @@ def test_what_saves_memory_takes_less_of_its_part() -> None:
     assert memory(gradient_checkpointing=True).activations == 40 * (2 * 32 + 20 * 32 + 5 * 64) * 2
     assert memory(gradient_checkpointing=True).activations < plain.activations
     assert plain.base / 4 < memory(adapter={"type": "qlora"}).base < plain.base / 3
+    # bitsandbytes quantises neither the input nor the output embeddings.
+    quantised = costs.base_bytes(LLAMA_8B, training(adapter={"type": "qlora"}), bf16=True)
+    assert quantised == pytest.approx(5.70e9, rel=0.002)
     offloaded = memory(deepspeed={"zero_stage": 3, "offload_optimizer": True})
     assert offloaded.optimiser == 0
 
@@ -145,8 +150,7 @@ def test_the_largest_micro_batch_divides_the_batch_and_fits() -> None:
 
 
 def test_the_rate_agrees_with_what_was_measured_on_an_h100() -> None:
-    llama_8b = ModelSize(8_030_000_000, 42_000_000, 32, 4096, 14336, 128256)
-    seconds = costs.training_flops(llama_8b, training(), 1_000_000) / costs.gpu_flops("H100")
+    seconds = costs.training_flops(LLAMA_8B, training(), 1_000_000) / costs.gpu_flops("H100")
     assert 1_000_000 / seconds == pytest.approx(12_473, rel=0.05)
 
 

@@ -29,23 +29,36 @@ def long_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as wide as bitsandbytes' blocks of weights, which on some CPUs it must be."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "wide")
+    config = LlamaConfig.from_pretrained(folder)
+    config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two LoRA adapters that change what the model says, each in its own way."""
+    return [make_adapter(tiny_model, tmp_path_factory.mktemp("a"), seed) for seed in (1, 2)]
+
+
+def make_adapter(model: Path, folder: Path, seed: int) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
-        for name, weights in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weights, std=0.1)
-        folders.append(tmp_path_factory.mktemp("adapters") / f"a{seed}")
-        model.save_pretrained(folders[-1])
-    return folders
+    torch.manual_seed(seed)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    for name, weights in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.1)
+    adapted.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from compass_ray.evaluation.harness import Harness
 from compass_ray.evaluation.stage import _Worker
 from compass_ray.resources import WorkerShape
 
+from .conftest import make_adapter
+
 GLOBAL = "global_mmlu_full_de_anatomy"
 PROX = "mmlu_prox_de_law"
 
@@ -52,7 +54,7 @@ def test_scores_are_those_of_lm_eval_to_the_last_digit(
     tiny_model: Path, adapters: list[Path], global_mmlu: Path
 ) -> None:
     settings = Evaluation(batch_size=4, num_fewshot=2, chat_template=False)
-    harness = Harness(str(tiny_model), settings)
+    harness = Harness(Training(model=str(tiny_model)), settings)
     tasks = named.find("global_mmlu", "de", str(global_mmlu)).build()
     files = {split: str(global_mmlu / f"de/{split}.jsonl") for split in ("test", "dev")}
     expected = {
@@ -82,7 +84,7 @@ def test_written_answers_are_those_of_lm_eval(
     short = {"max_gen_toks": 24}  # of the 2048 that the definition allows
     for task in tasks:
         task.set_config(key="generation_kwargs", value=short, update=True)
-    table = Harness(str(long_model), settings).score(tasks, adapters[0])
+    table = Harness(Training(model=str(long_model)), settings).score(tasks, adapters[0])
     files = {
         split: str(mmlu_prox / f"de/{split}-00000-of-00001.parquet")
         for split in ("test", "validation")
@@ -99,10 +101,27 @@ def test_written_answers_are_those_of_lm_eval(
     assert not any(row["parsed"] or row["correct"] for row in table.to_pylist())
 
 
+def test_qlora_is_scored_on_the_weights_it_was_trained_on(
+    wide_model: Path, global_mmlu: Path, tmp_path: Path
+) -> None:
+    training = Training(model=str(wide_model), adapter={"type": "qlora"})
+    harness = Harness(training, Evaluation(limit=2, num_fewshot=0))
+    assert torch.uint8 in {weight.dtype for weight in harness._base.parameters()}
+    tasks = named.find("global_mmlu", "de", str(global_mmlu)).build()
+    first, second = (make_adapter(wide_model, tmp_path / str(seed), seed) for seed in (1, 2))
+    base, one, again, other = (
+        np.array(harness.score(tasks, adapter)["loglikelihoods"].to_pylist())
+        for adapter in (None, first, None, second)
+    )
+    # Kernels of CPUs reckon in bfloat16.
+    assert np.allclose(base, again, atol=0.01)
+    assert abs(one - base).max() > 0.05 < abs(other - one).max()
+
+
 def test_a_batch_holds_fewer_of_what_is_long_and_half_of_what_did_not_fit(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Harness(str(tiny_model), Evaluation(batch_size=4))._lm
+    model = Harness(Training(model=str(tiny_model)), Evaluation(batch_size=4))._lm
     lengths = (7, 99, 7, 399, 399, 7, 199)
     requests = [(("", ""), [i + 6] * length, [2]) for i, length in enumerate(lengths)]
     free = model._loglikelihood_tokens(requests)
@@ -135,7 +154,7 @@ def test_subjects_that_a_copy_lacks_are_left_out(global_mmlu: Path) -> None:
 def test_the_text_a_task_asks_for_must_fit_the_model(tiny_model: Path, mmlu_prox: Path) -> None:
     tasks = named.find("mmlu_prox", "de", str(mmlu_prox)).build()
     with pytest.raises(UserError, match="2048 tokens, which leaves no room"):
-        Harness(str(tiny_model), Evaluation()).score(tasks, None)
+        Harness(Training(model=str(tiny_model)), Evaluation()).score(tasks, None)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +199,7 @@ def test_other_tasks_of_lm_eval_are_found_by_name_and_language() -> None:
 def test_a_broken_log_likelihood_is_not_an_answer(tiny_model: Path, global_mmlu: Path) -> None:
     import torch
 
-    harness = Harness(str(tiny_model), Evaluation(limit=2))
+    harness = Harness(Training(model=str(tiny_model)), Evaluation(limit=2))
     with torch.no_grad():
         harness._base.lm_head.weight.fill_(float("nan"))
     table = harness.score(named.find("global_mmlu", "de", str(global_mmlu)).build(), None)

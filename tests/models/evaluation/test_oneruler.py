@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compass_ray.artifacts import Storage
-from compass_ray.config import Evaluation, OneRuler
+from compass_ray.config import Evaluation, OneRuler, Training
 from compass_ray.errors import UserError
 from compass_ray.evaluation.harness import Harness
 from compass_ray.evaluation.oneruler.items import OneRulerItems
@@ -85,7 +85,7 @@ def test_the_harness_reads_answers_from_their_tags(
     long_model: Path, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (task,) = items(long_model, published, published, samples=4).build()
-    harness = Harness(str(long_model), Evaluation(batch_size=2))
+    harness = Harness(Training(model=str(long_model)), Evaluation(batch_size=2))
     outputs = [item["outputs"] for item in task.eval_docs]
     said = [
         f"They are <Answer> {' and '.join(outputs[0])}",

@@ -34,6 +34,7 @@ def test_parameters_are_counted_exactly(make: Callable[..., Config]) -> None:
     size = make_plan(make()).training.size
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
     assert size.parameters == 2 * 100 * 32 + 2 * layer + 32
+    assert size.embeddings == 2 * 100 * 32
     # r (in + out) of q, k, v, o, gate, up and down.
     pairs = (64, 48, 48, 64, 96, 96, 96)
     assert size.adapter_parameters == 2 * 16 * sum(pairs)
