@@ -312,7 +312,10 @@ def _run(
     # Libraries print where they like; stdout is for the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         result = pipeline.run(config, until)
-    print(json.dumps(asdict(result), indent=1, ensure_ascii=False) if as_json else _table(result))
+    if as_json:
+        print(json.dumps(asdict(result), indent=1, ensure_ascii=False))
+    else:
+        print(_table(result, config.evaluation.confidence))
     for language, cause in result.failures.items():
         print(f"compass-ray: {language} failed: {cause}", file=sys.stderr)
     if result.failures:
@@ -333,9 +336,10 @@ def configure_logging(verbose: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def _table(result: RunResult) -> str:
+def _table(result: RunResult, confidence: float) -> str:
     """What a run came to, a line a language, or a line a language and task."""
-    header = ["language", "base", "adapter", "gain [95 %]", "divergence", "own", "picked"]
+    gain = f"gain [{100 * confidence:g} %]"
+    header = ["language", "base", "adapter", gain, "divergence", "own", "picked"]
     rows = [header]
     for language, told in result.languages.items():
         scores: dict[str, dict[str, Any]] = told.get("scores") or {"": {}}

@@ -15,7 +15,7 @@ TAGS: dict[str, tuple[str, ...]] = {
     "compass_training_loss": ("language",),
     "compass_stage_seconds": ("run", "stage"),
     "compass_stage_device_hours": ("run", "stage", "device"),
-    "compass_accuracy": ("run", "language", "model"),
+    "compass_accuracy": ("run", "language", "task", "model"),
     "compass_trials_over": ("run", "status"),
 }
 _gauges: dict[str, Any] = {}

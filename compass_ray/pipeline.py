@@ -23,7 +23,7 @@ from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.encoders import check_encoder
 from compass_ray.embedding.stage import Embedded, embed
 from compass_ray.errors import UserError
-from compass_ray.evaluation.benchmarks import check_tasks
+from compass_ray.evaluation.benchmarks import check_tasks, unchecked_tasks
 from compass_ray.evaluation.scores import item_table, score_table
 from compass_ray.evaluation.stage import Evaluated, evaluate
 from compass_ray.metrics import record
@@ -77,7 +77,14 @@ def run(config: Config, until: Stage = "report") -> RunResult:
     book.copy_map(clustered)
     if last < STAGES.index("sample"):
         return book.close()
-    sampled = book.stage("sample", lambda: sample(config, storage, clustered), _sample_entry)
+    unchecked = unchecked_tasks(config)
+    if unchecked:
+        log.warning("sample: rows that repeat items of %s are not looked for", ", ".join(unchecked))
+    sampled = book.stage(
+        "sample",
+        lambda: sample(config, storage, clustered),
+        lambda sampled: {**_sample_entry(sampled), "unchecked": unchecked},
+    )
     book.copy_subsets(sampled)
     if last < STAGES.index("train"):
         return book.close()
@@ -293,8 +300,8 @@ class _Book:
             self._result.languages[row["language"]].setdefault("scores", {})[row["task"]] = row
             for model in ("base", "adapter"):
                 if row[model] is not None:
-                    tags = {"run": config.run.name, "language": row["language"], "model": model}
-                    record("compass_accuracy", row[model], **tags)
+                    about = {"language": row["language"], "task": row["task"], "model": model}
+                    record("compass_accuracy", row[model], run=config.run.name, **about)
         for language in {comparison.language for comparison in evaluated.comparisons}:
             mine = [c for c in evaluated.comparisons if c.language == language]
             self._storage.write_table(f"{self._folder}/items/{language}.parquet", item_table(mine))

@@ -74,6 +74,17 @@ def check_tasks(config: Config, storage: Storage) -> None:
                     found.check()
 
 
+def unchecked_tasks(config: Config) -> list[str]:
+    """Tasks with items that rows are not compared with before they are picked.
+
+    They are compared with ``corpora.evaluation`` only, where the built-in items may be, too.
+    OneRuler's needles are drawn at random, so no row can repeat them.
+    """
+    read = {source.path for source in config.corpora.evaluation}
+    known = {ITEMS, ONERULER, *read & {ATLAS}}
+    return [task for task in config.evaluation.tasks if task not in known]
+
+
 def _oneruler(
     config: Config, storage: Storage, parts: tuple[Part, ...], language: str
 ) -> OneRulerItems:

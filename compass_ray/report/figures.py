@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from compass_ray.report.svg import FONT, LIGHT, PALETTE, axes_of, style, svg
 
 _DASHES = ("solid", "dashed", "dotted")
+_LINES = [name for name in PALETTE if name.startswith("line")]
+LINE_STYLES = len(_LINES) * len(_DASHES)
+"""As many lines can be told from each other."""
 
 # Figures are drawn this wide (CSS pixels), so that on a phone their text shrinks by a fifth only.
 WIDTH = 460
@@ -22,8 +25,7 @@ _MOST_POINTS = 400
 
 def line_style(index: int) -> tuple[str, str]:
     """Palette name and CSS border style of the ``index``-th line, for a legend beside it."""
-    lines = [name for name in PALETTE if name.startswith("line")]
-    return lines[index % len(lines)], _DASHES[index // len(lines) % len(_DASHES)]
+    return _LINES[index % len(_LINES)], _DASHES[index // len(_LINES) % len(_DASHES)]
 
 
 def gap_bars(

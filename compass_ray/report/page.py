@@ -38,6 +38,8 @@ from compass_ray.sampling.summary import unspent_reason
 
 STAGES = ("records", "embed", "cluster", "sample", "train", "evaluate")
 SHOWN_SOURCES = 20
+# Of runs that do not record it.
+CONFIDENCE = 0.95
 
 
 def write_report(storage: Storage, run: str) -> str:
@@ -70,6 +72,9 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         language_view(storage, run, code, stages, score_rows, clusters)
         for code in _codes(storage, run, manifest, score_rows)
     ]
+    settings = (manifest.get("config") or {}).get("evaluation") or {}
+    confidence = settings.get("confidence", CONFIDENCE)
+    percent = f"{100 * confidence:g} %"
     return {
         "run": manifest.get("name") or run,
         "manifest": manifest,
@@ -86,8 +91,12 @@ def _context(storage: Storage, run: str, manifest: Row) -> dict[str, Any]:
         "search": _search(storage, run, manifest),
         "timings": [_timing(stage, stages[stage]) for stage in STAGES if stage in stages],
         "heat_map": _heat_map(views),
-        "loss_figure": _loss_figure(views),
-        "accuracy_figure": _accuracy_figure(views),
+        "loss_figures": _loss_figures(views),
+        "accuracy_figure": _accuracy_figure(views, percent),
+        "confidence": confidence,
+        "percent": percent,
+        "unchecked": (stages.get("sample") or {}).get("unchecked"),
+        "compared": ((stages.get("records") or {}).get("rows") or {}).get("evaluation") != 0,
         "production": [
             told for view in views if (told := production(storage, run, view.code, view.name))
         ],
@@ -123,16 +132,21 @@ def _heat_map(views: Sequence[LanguageView]) -> Markup | None:
     return Markup(figures.heat_map(labels, list(picks), counts, label=label))
 
 
-def _loss_figure(views: Sequence[LanguageView]) -> Markup | None:
-    tables = {view.name: view.losses for view in views if view.losses}
+def _loss_figures(views: Sequence[LanguageView]) -> list[Row]:
+    """Figures of as many languages as there are kinds of lines, so that each can be told."""
+    tables = [(view.name, view.losses) for view in views if view.losses]
+    most = figures.LINE_STYLES
+    return [_loss_figure(dict(tables[i : i + most])) for i in range(0, len(tables), most)]
+
+
+def _loss_figure(tables: Mapping[str, pa.Table]) -> Row:
     curves = {name: (t["step"].to_numpy(), t["loss"].to_numpy()) for name, t in tables.items()}
-    if not curves:
-        return None
     last = {name: figures.smoothed(losses)[-1] for name, (_, losses) in curves.items()}
     told = ", ".join(f"{name} {share(value)}" for name, value in last.items())
     held_out = {name: seen for name, table in tables.items() if (seen := _validation(table))}
     label = f"Training loss by step. It ends at: {told}."
-    return Markup(figures.loss_lines(curves, held_out, label=label))
+    drawn = Markup(figures.loss_lines(curves, held_out, label=label))
+    return {"names": list(tables), "figure": drawn}
 
 
 def _validation(losses: pa.Table) -> tuple[list[int], list[float]] | None:
@@ -145,7 +159,7 @@ def _validation(losses: pa.Table) -> tuple[list[int], list[float]] | None:
     return seen["step"].to_pylist(), seen["validation_loss"].to_pylist()
 
 
-def _accuracy_figure(views: Sequence[LanguageView]) -> Markup | None:
+def _accuracy_figure(views: Sequence[LanguageView], percent: str) -> Markup | None:
     pairs = [(view, score) for view in views for score in view.scores if score["n"]]
     if not pairs:
         return None
@@ -160,7 +174,7 @@ def _accuracy_figure(views: Sequence[LanguageView]) -> Markup | None:
         f"{name} base {share(score['base'])}, adapter {share(score['adapter'])}"
         for name, (_, score) in zip(names, pairs, strict=True)
     )
-    label = f"Accuracy with 95 % intervals. {told}."
+    label = f"Accuracy with {percent} intervals. {told}."
     return Markup(figures.accuracy_intervals(names, base, adapter, chance, label=label))
 
 

@@ -169,7 +169,7 @@ def score(language: str, items: pa.Table) -> dict[str, Any]:
     row: dict[str, Any] = {"language": language, "task": "global_mmlu", "n": items.num_rows}
     for name, value in (("base", base), ("adapter", adapter), ("gain", adapter - base)):
         row |= {name: value, f"{name}_low": value - 0.083, f"{name}_high": value + 0.083}
-    return row | {"p_value": 0.0004, "cohens_d": 0.321, "unparsed": 0.0125}
+    return row | {"p_value": 0.0004, "p_holm": 0.0008, "cohens_d": 0.321, "unparsed": 0.0125}
 
 
 class _Parsed(HTMLParser):
@@ -263,7 +263,59 @@ def test_the_verdict_says_in_words_whether_the_gain_is_real(storage: Storage, pa
         assert outcome == ("better" if row["gain_low"] > 0 else "no clear difference")
         assert f"accuracy {shown(row['base'])} → {shown(row['adapter'])} on 120 items" in text
         assert f"a gain of +{shown(row['gain'])} [" in text
-        assert html.unescape(text).replace("\xa0", " ").endswith("p < 0.001.")
+        assert html.unescape(text).replace("\xa0", " ").endswith("p (Holm) < 0.001.")
+
+
+def test_what_is_better_only_among_many_is_no_clear_difference(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    told = manifest(("am", "de", "sw"))
+    told["config"]["evaluation"] = {"confidence": 0.9}
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    items = item_table(np.random.default_rng(3))
+    rows = [
+        score(language, items) | {"gain_low": 0.01, "p_value": 0.01, "p_holm": p_holm}
+        for language, p_holm in (("am", 0.42), ("de", 0.09), ("sw", 0.11))
+    ]
+    storage.write_table(f"runs/{RUN}/scores.parquet", pa.Table.from_pylist(rows))
+    page = build_report(storage, RUN)
+    verdicts = re.findall(r'<li class="(\w[\w ]*)"><strong>\w+</strong>', page)
+    assert verdicts == ["no clear difference", "better", "no clear difference"]
+    assert "95 %" not in page
+    assert "90 % intervals by bootstrap" in page and "it must be under 0.1," in page
+
+
+def test_no_two_languages_share_a_line(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    codes = ("am", "ar", "bn", "cs", "de", "el", "en", "es", "fa", "fil", "fr", "ha", "he", "hi")
+    codes += ("id", "ig", "it", "ja", "ko", "ky")
+    storage.write_json(f"runs/{RUN}/manifest.json", manifest(codes))
+    for code in codes:
+        table = loss_table(np.random.default_rng(4), 20)
+        storage.write_table(f"runs/{RUN}/losses/{code}.parquet", table)
+    page = build_report(storage, RUN)
+    legends = re.findall(r'<p class="legend">(?:<span><i style="border-top: 3px.*?)</p>', page)
+    assert [legend.count("<span>") for legend in legends] == [18, 2]
+    for legend in legends:
+        styles = re.findall(r'style="(.*?)"', legend)
+        assert len(set(styles)) == len(styles)
+    assert "Training loss by step: Amharic to Japanese" in page
+
+
+def test_items_that_rows_were_not_compared_with_are_named(tmp_path: Path, page: str) -> None:
+    assert 'id="unchecked"' not in page
+    storage = Storage.open(str(tmp_path))
+    write_run(storage, ("de",))
+    told = manifest(("de",))
+    told["stages"]["sample"]["unchecked"] = ["global_mmlu", "mmlu_prox"]
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    some = build_report(storage, RUN)
+    assert "rows repeat items of global_mmlu, mmlu_prox. Rows are compared with" in some
+    assert body(some, "subsets")[0][-1] == "6"
+    told["stages"]["records"]["rows"]["evaluation"] = 0
+    storage.write_json(f"runs/{RUN}/manifest.json", told)
+    none = build_report(storage, RUN)
+    assert "items of corpora.evaluation, and there are none." in none
+    assert body(none, "subsets")[0][-1] == "not checked"
 
 
 @pytest.mark.parametrize("language", ["am", "de"])
@@ -479,7 +531,7 @@ def test_a_base_not_measured_is_a_dash(storage: Storage, tmp_path: Path, missing
 def test_a_language_without_items_is_said_in_the_table(storage: Storage, tmp_path: Path) -> None:
     other = Storage.open(str(tmp_path))
     other.write_json(f"runs/{RUN}/manifest.json", manifest(("de", "am")))
-    full = {"p_holm": 0.0008, "base_unparsed": 0.25, "fertility": 1.75, "fertility_unit": "word"}
+    full = {"base_unparsed": 0.25, "fertility": 1.75, "fertility_unit": "word"}
     rows = [
         score("de", read(storage, "items/de")) | full,
         {"language": "am", "task": "mmlu_prox", "n": 0, "note": "not in mmlu_prox"},
