@@ -25,8 +25,14 @@ ROWS_PER_LANGUAGE = 6_000
 TOKENS_PER_ROW = 200
 ITEMS = 14_042
 """Of one language of Global-MMLU, in full."""
-TOKENS_PER_ITEM = 800
-"""Four options, scored one by one, 200 tokens each with their question."""
+TOKENS_PER_ITEM = 200
+"""The question with its options; lm-eval reads the four letters off one pass."""
+WRITTEN_LANGUAGES = 22
+"""Those of MMLU-ProX among the 42 of Global-MMLU."""
+WRITTEN_ITEMS = {"lite": 658, "full": 11_829}
+"""Of one language of MMLU-ProX."""
+WRITTEN_TOKENS = 512
+"""Until the last of a batch has its answer; at most 2,048."""
 
 # Published: one H100 in bf16 (NeMo AutoModel), one RTX 4090 (multilingual-e5-large, 512 tokens).
 TRAIN_TOKENS_S = 12_473
@@ -35,6 +41,9 @@ EMBED_TOKENS_S_4090 = 146_000
 EMBED_TOKENS_S = EMBED_TOKENS_S_4090 * (990 / 165) / 2
 # Arithmetic: a forward pass is 2 operations a parameter, a LoRA step is 4.
 SCORE_TOKENS_S = 2 * TRAIN_TOKENS_S
+# Published: Llama-3.1-8B in bf16 on one H100, eight texts at once through transformers
+# (bitsandbytes' benchmarks), as lm-eval writes.
+WRITE_TOKENS_S = 314
 
 # Measured here: 20 s to launch the workers of a language, on a CPU. Assumption: 16 GB of weights
 # at 0.4 GB/s from <storage>.
@@ -56,8 +65,8 @@ def hours(gpus: int) -> dict[str, float]:
     nodes = gpus / 8
     vectors = POOL_ROWS * DIMENSION * 2
     training = ROWS_PER_LANGUAGE * TOKENS_PER_ROW / TRAIN_TOKENS_S + START_S
-    scoring = ITEMS * TOKENS_PER_ITEM / SCORE_TOKENS_S
-    passes = 2 * LANGUAGES
+    scoring = [ITEMS * TOKENS_PER_ITEM / SCORE_TOKENS_S] * 2 * LANGUAGES
+    writing = [WRITTEN_ITEMS["lite"] * WRITTEN_TOKENS / WRITE_TOKENS_S] * 2 * WRITTEN_LANGUAGES
     seconds = {
         "embed": POOL_ROWS * TOKENS_PER_PROMPT / (EMBED_TOKENS_S * gpus),
         # Three passes over the vectors: sums, sample, assignment.
@@ -65,7 +74,7 @@ def hours(gpus: int) -> dict[str, float]:
         # One process, whatever the cluster.
         "sample": vectors / READ_BYTES_S + select_seconds() * LANGUAGES,
         "train": side_by_side([training] * LANGUAGES, gpus),
-        "evaluate": side_by_side([scoring] * passes, gpus) + START_S,
+        "evaluate": side_by_side([*scoring, *writing], gpus) + START_S,
     }
     return {stage: second / 3600 for stage, second in seconds.items()}
 
@@ -81,6 +90,12 @@ def main() -> None:
     print("| all | " + " | ".join(totals) + " |")
     print(f"vectors: {POOL_ROWS * DIMENSION * 2 / 1e12:.2f} TB")
     print(f"training, GPU-hours without starts: {_training_gpu_hours():.2f}")
+    scoring_h = 2 * LANGUAGES * ITEMS * TOKENS_PER_ITEM / SCORE_TOKENS_S / 3600
+    print(f"Global-MMLU, GPU-hours: {scoring_h:.2f}")
+    for name, items in WRITTEN_ITEMS.items():
+        writing_h = 2 * WRITTEN_LANGUAGES * items * WRITTEN_TOKENS / WRITE_TOKENS_S / 3600
+        most = writing_h * 2_048 / WRITTEN_TOKENS
+        print(f"MMLU-ProX {name}, GPU-hours: {writing_h:.1f}, at most {most:.1f}")
     print(f"rounds of training: {[math.ceil(LANGUAGES / gpus) for gpus in GPUS]}")
     record("sizing", {"wall_hours": results})
 

@@ -274,6 +274,11 @@ def base_bytes(size: ModelSize, training: Training, *, bf16: bool) -> int:
     return int((size.parameters - size.embeddings) * _QLORA_BYTES) + size.embeddings * width
 
 
+def scoring_memory(size: ModelSize, training: Training, *, bf16: bool) -> int:
+    """Bytes below which no base is scored: its weights, whole on one worker, and the process."""
+    return base_bytes(size, training, bf16=bf16) + PROCESS_BYTES
+
+
 def memory_assumptions(training: Training, *, on_gpu: bool, bf16: bool) -> dict[str, str]:
     """What each part of ``worker_memory`` is reckoned from, in words."""
     stage, workers = training.deepspeed.zero_stage, training.workers_per_language

@@ -16,7 +16,7 @@ from compass_ray.config import ROLES, Clustering, Config, Role
 from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
 from compass_ray.errors import UserError
-from compass_ray.evaluation.benchmarks import check_tasks
+from compass_ray.evaluation.benchmarks import check_tasks, written_tokens
 from compass_ray.models import check_model, check_training
 from compass_ray.planning import hardware
 from compass_ray.planning.hardware import Hardware
@@ -220,6 +220,17 @@ def _notes(config: Config, previews: Mapping[Role, Preview], training: Training)
     memory = training.memory
     if memory.fits is False:
         yield _too_large(training)
+    if memory.available is not None and memory.scoring > memory.available:
+        yield (
+            f"evaluation holds the whole base on one worker, {memory.scoring / 1e9:.1f} GB and "
+            f"more, and has {memory.available / 1e9:.1f} GB, which ZeRO-3 does not change: take "
+            "larger GPUs or adapter.type qlora, or stop at compass-ray train"
+        )
+    for task, tokens in written_tokens(config).items():
+        yield (
+            f"evaluation: for {task} the model writes up to {tokens:,} tokens an item, which may "
+            "take far longer than all training; evaluation.limit bounds the items"
+        )
     if config.training.adapter.type == "dora":
         yield (
             f"DoRA trains about {costs.SLOWDOWN['dora']} times slower than LoRA, and vLLM does not "

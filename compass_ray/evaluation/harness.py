@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from compass_ray.config import Evaluation, Training
 from compass_ray.errors import UserError
-from compass_ray.evaluation.named import METRICS
+from compass_ray.evaluation.named import METRICS, most_written
 from compass_ray.models import load_tokenizer
 from compass_ray.training.quantisation import load_trained_on
 
@@ -189,10 +189,8 @@ class Harness:
 
 def _written(task: Task) -> int:
     """Most tokens a task lets the model write."""
-    if task.get_config("output_type") != "generate_until":
-        return 0
-    settings = task.get_config("generation_kwargs") or {}
-    return int(settings.get("max_gen_toks") or 256)
+    names = ("output_type", "generation_kwargs")
+    return most_written({name: task.get_config(name) for name in names})
 
 
 def _one_filter(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

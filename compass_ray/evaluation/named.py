@@ -125,6 +125,13 @@ class Named:
             else:
                 self._check_hub(settings)
 
+    def written_tokens(self) -> int:
+        """Most tokens that the model may write for an item; 0 where it chooses from options."""
+        manager = _manager(self.definitions)
+        leaf, changes = next(_leaves(manager, self.name, {}))
+        settings = _settings(manager, leaf) | changes
+        return most_written(settings) if "class" not in settings else 0
+
     def _check_hub(self, settings: Mapping[str, Any]) -> None:
         path, name = settings["dataset_path"], settings.get("dataset_name") or "default"
         if path in ("json", "csv", "parquet", "text") or _is_cached(path, name) or _is_on_hub(path):
@@ -195,6 +202,13 @@ class _Chosen:
 
     def of(self, split: str) -> Dataset:
         return self(self._rows[split])
+
+
+def most_written(settings: Mapping[str, Any]) -> int:
+    """Most tokens that the settings of a task let the model write."""
+    if settings.get("output_type") != "generate_until":
+        return 0
+    return int((settings.get("generation_kwargs") or {}).get("max_gen_toks") or 256)
 
 
 def find(task: str, language: str, data: str | None) -> Named | None:

@@ -166,6 +166,8 @@ def _memory(plan: Plan) -> list[str]:
     if memory.available is not None:
         fits += f" into {gigabytes(memory.available)}"
     lines.append(["  all", gigabytes(memory.bytes.total), fits])
+    how = "at least: one worker holds the whole base, whatever the ZeRO stage, and its items"
+    lines.append(["  evaluation", gigabytes(memory.scoring), how])
     return table(lines, left=(0, 2))
 
 
@@ -176,7 +178,10 @@ def _time(plan: Plan) -> list[str]:
     unit = "GPU-hours" if training.device == "cuda" else "core-hours"
     hours = "?" if training.device_hours is None else f"~{training.device_hours:,.2f}"
     wall = duration(training.wall_seconds)
-    return [f"time     ~{wall} of training, {hours} {unit}", f"  {training.assumption}"]
+    return [
+        f"time     ~{wall} of training, {hours} {unit}; evaluation's are not estimated",
+        f"  {training.assumption}",
+    ]
 
 
 def _queue(plan: Plan) -> list[str]:

@@ -64,6 +64,7 @@ class WorkerMemory:
         available: bytes a worker may take; None where it is not known.
         fits: None where ``available`` is.
         largest_micro_batch: the largest that would fit; None if none does or it is not known.
+        scoring: least bytes of a worker of the evaluation.
     """
 
     bytes: Memory
@@ -73,6 +74,7 @@ class WorkerMemory:
     available: int | None
     fits: bool | None
     largest_micro_batch: int | None
+    scoring: int
 
 
 @dataclass(frozen=True)
@@ -255,4 +257,6 @@ def _memory(
         available=available,
         fits=None if available is None else needed.total <= available,
         largest_micro_batch=largest,
+        # The evaluation takes its precision from the device, not from training.precision.
+        scoring=costs.scoring_memory(size, settings, bf16=on_gpu),
     )

@@ -156,6 +156,26 @@ def test_what_does_not_fit_comes_with_a_micro_batch_that_does(
     assert any("take a smaller model" in note for note in hopeless.notes)
 
 
+def test_evaluation_holds_the_whole_base_on_one_gpu_and_its_hours_are_open(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for code in ("de", "sw"):
+        folder = tmp_path / "prox" / code
+        folder.mkdir(parents=True)
+        for split in ("test", "validation"):
+            (folder / f"{split}.jsonl").write_text("{}\n")
+    tasks = {"tasks": ["items", "mmlu_prox"], "data": {"mmlu_prox": str(tmp_path / "prox")}}
+    stand_on(monkeypatch, GPU_NODE)
+    plan = make_plan(make(evaluation=tasks))
+    assert plan.training.memory.scoring == 2 * plan.training.size.parameters + 600_000_000
+    assert "GPU-hours; evaluation's are not estimated" in format_plan(plan)
+    notes = [note for note in plan.notes if note.startswith("evaluation")]
+    assert len(notes) == 1 and "for mmlu_prox the model writes up to 2,048 tokens" in notes[0]
+    stand_on(monkeypatch, replace(GPU_NODE, gpu_bytes=plan.training.memory.scoring - 1))
+    notes = [note for note in make_plan(make()).notes if note.startswith("evaluation")]
+    assert len(notes) == 1 and "holds the whole base on one worker, 0.6 GB" in notes[0]
+
+
 def test_the_hub_leaves_open_what_cannot_be_known(
     make: Callable[..., Config], corpora: dict[str, list[dict[str, str]]]
 ) -> None:
