@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,10 +49,17 @@ class Cluster:
 
     def slots(self, cpus: float, gpus: float) -> int:
         """How many processes of this size fit at once."""
-        return sum(
-            int(min(n.cpus // cpus if cpus else 1e9, n.gpus // gpus if gpus else 1e9))
-            for n in self.nodes
-        )
+        return sum(min(_fitting(n.cpus, cpus), _fitting_gpus(n.gpus, gpus)) for n in self.nodes)
+
+
+def _fitting(there: float, each: float) -> int:
+    # 1.0 // 0.1 is 9: the last place would be lost to rounding.
+    return int(there / each + 1e-9) if each else sys.maxsize
+
+
+def _fitting_gpus(there: float, each: float) -> int:
+    # What is left of two GPUs is no third of a GPU that a process could have.
+    return int(there) * _fitting(1, each) if 0 < each < 1 else _fitting(there, each)
 
 
 @dataclass(frozen=True)
@@ -146,10 +154,15 @@ def parallel_languages(config: Config, on: Cluster) -> int:
     """How many languages train side by side.
 
     Raises ``UserError`` when not even one language's workers fit at once, which would otherwise
-    wait for ever.
+    wait for ever, and when they would meet on one GPU, which NCCL refuses.
     """
     shape = worker_shape(config, on)
     workers = config.training.workers_per_language
+    if workers > 1 and 0 < shape.gpus < 1:
+        raise UserError(
+            f"resources.gpus_per_worker: {shape.gpus:g} is for one worker a language; each of the "
+            f"{workers} of training.workers_per_language needs a GPU of its own"
+        )
     slots = on.slots(shape.cpus, shape.gpus)
     if slots < workers:
         raise UserError(
@@ -163,11 +176,15 @@ def parallel_languages(config: Config, on: Cluster) -> int:
 
 
 def encoder_actors(config: Embedding, on: Cluster, device: Literal["cpu", "cuda"]) -> int:
-    """One encoder a GPU, or one for every ``embedding.threads`` CPUs."""
-    fitting = on.slots(config.threads, 0) if device == "cpu" else int(on.gpus)
+    """One encoder for every ``embedding.threads`` CPUs, and a GPU where it runs on one.
+
+    Raises ``UserError`` when no node has room for one, which would otherwise wait for ever.
+    """
+    fitting = on.slots(config.threads, 1 if device == "cuda" else 0)
     if fitting < 1:
+        beside = " beside a GPU" if device == "cuda" else ""
         raise UserError(
             f"embedding.threads: {config.threads} CPUs asked for one encoder, "
-            f"no node of the cluster ({on.cpus:g} CPU) has them"
+            f"no node of the cluster ({on.cpus:g} CPU) has them{beside}"
         )
     return fitting if config.actors == "auto" else min(config.actors, fitting)

@@ -64,6 +64,24 @@ def test_a_worker_must_fit_on_one_node() -> None:
         parallel_languages(config(resources={"threads_per_worker": 3}), two_halves)
 
 
+def test_parts_of_a_gpu_are_all_used_and_none_spans_two() -> None:
+    assert [Cluster((Node(64, 1),)).slots(1, part) for part in (0.1, 0.2, 0.3, 0.5)] == [
+        10,
+        5,
+        3,
+        2,
+    ]
+    assert [GPUS.slots(1, gpus) for gpus in (0.6, 1, 2)] == [8, 8, 4]
+    assert Cluster((Node(0.3, 0),)).slots(0.1, 0) == 3
+
+
+def test_workers_of_a_language_do_not_share_a_gpu() -> None:
+    shared = {"resources": {"gpus_per_worker": 0.2}}
+    assert parallel_languages(config(12, **shared), GPUS) == 12
+    with pytest.raises(UserError, match=r"resources.gpus_per_worker: 0.2 .* the 2 of training"):
+        parallel_languages(config(training={"workers_per_language": 2}, **shared), GPUS)
+
+
 def test_encoders_leave_no_core_oversubscribed() -> None:
     assert encoder_actors(Embedding(threads=1), LAPTOP, "cpu") == 2
     assert encoder_actors(Embedding(threads=2), LAPTOP, "cpu") == 1
@@ -71,3 +89,9 @@ def test_encoders_leave_no_core_oversubscribed() -> None:
     assert encoder_actors(Embedding(actors=1), LAPTOP, "cpu") == 1
     with pytest.raises(UserError, match=r"embedding.threads: 3"):
         encoder_actors(Embedding(threads=3), LAPTOP, "cpu")
+
+
+def test_an_encoder_on_a_gpu_needs_its_cpus_beside_it() -> None:
+    assert encoder_actors(Embedding(threads=16), GPUS, "cuda") == 4
+    with pytest.raises(UserError, match=r"embedding.threads: 33 .* beside a GPU"):
+        encoder_actors(Embedding(threads=33), GPUS, "cuda")
