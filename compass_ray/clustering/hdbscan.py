@@ -55,8 +55,13 @@ def fit_hdbscan(vectors_ND: FloatMatrix, min_cluster_size: int, backend: str) ->
         backend: ``sklearn`` or ``cuml``.
 
     Raises:
-        UserError: every row is noise.
+        UserError: there are fewer than ``MIN_SAMPLES`` rows, or every row is noise.
     """
+    if len(vectors_ND) < MIN_SAMPLES:
+        raise UserError(
+            f"clustering.method: hdbscan needs {MIN_SAMPLES} rows to fit on, and there are "
+            f"{len(vectors_ND)}; choose kmeans"
+        )
     vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float32)
     labels_N = _FITTERS[backend](vectors_ND, min_cluster_size).astype(np.int32)
     found = np.flatnonzero(np.bincount(labels_N[labels_N != NOISE]))

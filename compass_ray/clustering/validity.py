@@ -18,8 +18,8 @@ from scipy.special import logsumexp
 FloatArray = NDArray[np.float64]
 
 NOISE = -1
-# Two rows nearer than this are one: a distance of 0 would be no edge of a sparse tree.
-_SAME = 1e-9
+# Two rows nearer than this are one. scipy takes distances up to 1e-8 for no edge of a tree.
+_SAME = 1e-7
 
 
 def silhouette(vectors_ND: NDArray[np.float32], labels_N: NDArray[np.int32]) -> float:

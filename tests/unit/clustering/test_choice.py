@@ -126,6 +126,12 @@ def test_rows_without_density_are_the_users_error() -> None:
         fit_clusters(X, Clustering(method="hdbscan", k=2, backend="sklearn"), seed=0)
 
 
+def test_too_few_rows_for_hdbscan_are_the_users_error() -> None:
+    settings = Clustering(method="hdbscan", k=2, backend="sklearn")
+    with pytest.raises(UserError, match="hdbscan needs 5 rows to fit on, and there are 4"):
+        fit_clusters(np.eye(4, dtype=np.float32), settings, seed=0)
+
+
 def test_auto_takes_a_backend_that_has_hdbscan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kmeans._RUNS_HERE, "faiss", lambda: True)
     monkeypatch.setitem(kmeans._RUNS_HERE, "cuml", lambda: False)

@@ -31,6 +31,12 @@ def test_dbcv_stays_finite_at_hundreds_of_dimensions_and_with_repeated_rows() ->
     assert 0.5 < dbcv(rows / np.linalg.norm(rows, axis=1, keepdims=True), labels) < 1
 
 
+def test_dbcv_of_a_cluster_of_one_repeated_row() -> None:
+    rows, labels = blobs(384, 0.01)
+    rows[labels == 2] = rows[labels == 2][0]
+    assert 0.5 < dbcv(rows / np.linalg.norm(rows, axis=1, keepdims=True), labels) < 1
+
+
 def test_dbcv_likes_rings_that_silhouette_does_not() -> None:
     angle = np.random.default_rng(1).uniform(0, 2 * np.pi, 600)
     labels = (np.arange(600) % 2).astype(np.int32)
