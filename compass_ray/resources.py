@@ -16,7 +16,9 @@ from compass_ray.errors import UserError
 
 log = logging.getLogger(__name__)
 
-LOCAL_RAY = {
+# By default Ray shows every GPU of a node to a process that has reserved none.
+HIDE_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+LOCAL_RAY = HIDE_GPUS | {
     # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
     "RAY_worker_maximum_startup_concurrency": "4",
     # By default a worker that no task wants for a second is ended, and the next stage, which comes
@@ -88,7 +90,7 @@ def connect() -> None:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if address := os.environ.get("RAY_ADDRESS"):
         check_address(address)
-        ray.init(**options)
+        ray.init(runtime_env={"env_vars": HIDE_GPUS}, **options)
     else:
         start_local(**options)
 
