@@ -171,8 +171,10 @@ def _cluster(
     choice, space = fitted.choice, fitted.space
     draft.write_bytes(SPACE, _saved(space))
     if config.clustering.fit_rows == "all":
-        choice = _refined(choice, space, pool)
-    diagnose = ray.remote(diagnose_sample).options(num_cpus=1)
+        # One after the other, runs and trials each have all of the cluster for their shards.
+        with claim(storage, STAGE, "shards"):
+            choice = _refined(choice, space, pool, on_gpu)
+    diagnose = ray.remote(num_cpus=1)(diagnose_sample)
     diagnostics: Diagnostics
     diagnostics, cutoff = ray.get(diagnose.remote(config, draft, space, choice.clusters))
     clusters = replace(choice.clusters, cutoff=cutoff)
@@ -248,14 +250,13 @@ def clustering_fingerprint(config: Config, embedded: Embedded) -> str:
     )
 
 
-def _refined(choice: Choice, space: Space, pool: list[Work]) -> Choice:
+def _refined(choice: Choice, space: Space, pool: list[Work], on_gpu: int) -> Choice:
     """Go on with k-means over every row of the pool, in as many shards as the cluster holds."""
-    on = cluster()
-    actors = min(len(pool), max(1, int(on.gpus or on.cpus)))
+    actors = min(len(pool), max(1, cluster().slots(1, on_gpu)))
     rows = sum(work.part.part.rows for work in pool)
     log.info("cluster: k-means goes on over %s rows in %d shards", f"{rows:,}", actors)
     shards = [partial(load_shard, space, pool[number::actors]) for number in range(actors)]
-    clusters = fit_sharded(shards, choice.clusters.centroids, gpus=1 if on.gpus else 0)
+    clusters = fit_sharded(shards, choice.clusters.centroids, gpus=on_gpu)
     return replace(choice, clusters=clusters, rows=rows)
 
 

@@ -4,15 +4,17 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from compass_ray import load_config, run
-from compass_ray.clustering import lloyd
+from compass_ray.clustering import lloyd, sharded
 from compass_ray.clustering.kmeans import ITERATIONS
 from compass_ray.clustering.lloyd import Sums, iterate, next_centroids, part_sums
 from compass_ray.clustering.sharded import Rows, fit_sharded
@@ -53,6 +55,25 @@ def test_shards_give_the_clusters_of_the_whole_though_an_actor_is_killed(
     assert found.centroids == pytest.approx(expected, abs=1e-4)
     _, distance = found.assign(blobs())
     assert found.inertia == pytest.approx(float((distance.astype(float) ** 2).sum()), rel=1e-5)
+
+
+def test_fits_that_cannot_all_have_their_places_come_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "PATIENCE_S", 0.5)
+    fit = partial(fit_sharded, [partial(shard, n, tmp_path) for n in range(2)], blobs()[:20])
+    stays = ray.remote(num_cpus=1)(_Stays).remote()
+    ray.get(stays.here.remote())
+    with ThreadPoolExecutor() as threads:
+        fits = [threads.submit(fit) for _ in range(2)]
+        found = [waited.result(timeout=120) for waited in fits]
+    ray.kill(stays)
+    assert len(list(tmp_path.glob("0-*"))) == 2, "each fit had one place for both shards"
+    assert found[0].centroids.tolist() == found[1].centroids.tolist()
+
+
+class _Stays:
+    def here(self) -> None: ...
 
 
 def test_fit_rows_all_fits_on_every_row_of_the_pool(make_config: Callable[..., Path]) -> None:
