@@ -31,8 +31,11 @@ LOCAL_RAY = HIDE_GPUS | {
 
 @dataclass(frozen=True)
 class Node:
+    """What Ray gives away on a node; memory in bytes, about 70 % of what is there."""
+
     cpus: float
     gpus: float
+    memory: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def cluster() -> Cluster:
 
     connect()
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0)) for n in alive))
+    return Cluster(
+        tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive)
+    )
 
 
 def worker_shape(config: Config, on: Cluster) -> WorkerShape:

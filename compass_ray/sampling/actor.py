@@ -2,12 +2,14 @@
 
 Named after the clustering it serves, the weights of usage and the items nothing may repeat, so
 that all callers of one share one actor. It keeps nothing that the cache does not hold: killed, it
-restarts, loads again and answers.
+restarts, loads again and answers. It reserves the memory that it fills.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +19,28 @@ import ray
 from numpy.typing import NDArray
 
 from compass_ray.artifacts import fingerprint
+from compass_ray.claims import RETRY_S
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Sampling, Training
-from compass_ray.resources import connect
+from compass_ray.errors import UserError
+from compass_ray.resources import Cluster, cluster
 from compass_ray.sampling.distribution import histogram
 from compass_ray.sampling.pool import Pool, Target
 from compass_ray.sampling.similarity import uriel_distances
 from compass_ray.sampling.strategies import Selection, select
 from compass_ray.sampling.texts import Texts
 
+log = logging.getLogger(__name__)
+
+RESTARTS = 3
 # Callers answered side by side; what they hold at once is small beside the pool.
 _CALLERS = 8
+# Beside each vector: cluster, language and place, and the orders that questions are answered by.
+_ROW_BYTES = 64
+# Of the memory that Ray gives away; trials of a search and marks of training reserve some as well.
+_SHARE = 0.9
+_PATIENCE_S = 10.0
+_TRIES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,29 +119,39 @@ class GapSampler:
         )
 
     def _load_pool(self) -> tuple[Pool, NDArray[np.int32], NDArray[np.int64]]:
-        vectors, clusters, names, parts, offsets = [], [], [], [], []
         left_out = self._clustered.read_left_out()
-        for number, part in enumerate(self._clustered.parts):
-            if part.part.role != "auxiliary":
-                continue
+        kept_in = {
+            number: np.delete(np.arange(part.part.rows), left_out.get(number, []))
+            for number, part in enumerate(self._clustered.parts)
+            if part.part.role == "auxiliary"
+        }
+        # Filled part by part: lists of parts, put together at the end, would take twice the memory.
+        offsets_N = np.concatenate(list(kept_in.values()))
+        parts_N = np.empty(len(offsets_N), np.int32)
+        vectors_ND = np.empty((len(offsets_N), self._centroids.shape[1]), np.float16)
+        clusters_N = np.empty(len(offsets_N), np.int32)
+        languages_N = np.empty(len(offsets_N), np.int16)
+        codes: dict[str, int] = {}
+        end = 0
+        for number, kept in kept_in.items():
+            start, end = end, end + len(kept)
             table = self._assigned(number)
-            kept = np.delete(np.arange(part.part.rows), left_out.get(number, []))
-            languages = np.array(table["language"].to_pylist())[kept]
-            vectors_ND = self._space.transform(part.read_vectors()[kept], languages)
-            vectors.append(vectors_ND.astype(np.float16))
-            clusters.append(table["cluster"].to_numpy()[kept])
-            names.append(languages)
-            parts.append(np.full(len(kept), number, np.int32))
-            offsets.append(kept)
-        known, codes = np.unique(np.concatenate(names), return_inverse=True)
+            names = table["language"].take(kept).to_pylist()
+            vectors = self._clustered.parts[number].read_vectors()[kept]
+            vectors_ND[start:end] = self._space.transform(vectors, names)
+            clusters_N[start:end] = table["cluster"].to_numpy()[kept]
+            languages_N[start:end] = [codes.setdefault(name, len(codes)) for name in names]
+            parts_N[start:end] = number
+        languages = sorted(codes)
+        rank_L = np.array([languages.index(name) for name in codes], np.int16)
         pool = Pool(
-            vectors_ND=np.concatenate(vectors),
-            clusters_N=np.concatenate(clusters),
-            languages_N=codes.astype(np.int16),
-            languages=tuple(map(str, known)),
+            vectors_ND=vectors_ND,
+            clusters_N=clusters_N,
+            languages_N=rank_L[languages_N],
+            languages=tuple(languages),
             centroids_KD=self._centroids,
         )
-        return pool, np.concatenate(parts), np.concatenate(offsets)
+        return pool, parts_N, offsets_N
 
     def _target(self, language: str, history: History | None) -> Target:
         if history:
@@ -205,21 +228,80 @@ class GapSampler:
         return table.append_column("cluster", self._clustered.read_assignment(number)["cluster"])
 
 
+class _Actor:
+    """The sampler, loaded at the first question: until then an answer says that it has a place."""
+
+    def __init__(self, clustered: Clustered) -> None:
+        self._clustered = clustered
+        self._sampler: GapSampler | None = None
+        self._loading = threading.Lock()
+
+    def here(self) -> None: ...
+
+    def subset(
+        self,
+        language: str,
+        settings: Sampling,
+        seed: int,
+        training: Training | None = None,
+        history: History | None = None,
+    ) -> Located:
+        with self._loading:
+            self._sampler = self._sampler or GapSampler(self._clustered)
+        return self._sampler.subset(language, settings, seed, training, history)
+
+
+def sampler_bytes(clustered: Clustered) -> int:
+    """Memory of a sampler: the pool's vectors in half precision, and what goes with each row."""
+    pool = [part for part in clustered.parts if part.part.role == "auxiliary"]
+    vector = 2 * int(pool[0].vectors.summary["dimension"])
+    return sum(part.part.rows for part in pool) * (vector + _ROW_BYTES)
+
+
+def sampler_places(need: int, on: Cluster) -> int:
+    """How many samplers of ``need`` bytes the nodes hold at once.
+
+    Raises ``UserError`` for none, which would otherwise wait for ever.
+    """
+    places = sum(int(_SHARE * node.memory / need) for node in on.nodes)
+    if not places:
+        most = max(_SHARE * node.memory for node in on.nodes)
+        raise UserError(
+            f"sampling: the pool needs {need / 1e9:.1f} GB of one node's memory, and the largest "
+            f"has {most / 1e9:.1f} GB for it; draw the pool down (rows of a source) or take an "
+            "embedding.model of fewer dimensions"
+        )
+    return places
+
+
 def gap_sampler(clustered: Clustered) -> Any:
-    """The actor of this clustering, started if it is not there yet."""
-    connect()
+    """The actor of this clustering, started if it is not there yet.
+
+    Raises ``UserError`` where no node has the memory.
+    """
+    need = sampler_bytes(clustered)
+    sampler_places(need, cluster())
     rest = fingerprint(
         items=[part.identity() for part in clustered.items], weights=clustered.usage_values()
     )
-    return (
-        ray.remote(GapSampler)
-        .options(
-            name=f"gap-sampler-{clustered.artifact.fingerprint}-{rest}",
-            get_if_exists=True,
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=_CALLERS,
-        )
-        .remote(clustered)
+    shape = ray.remote(_Actor).options(
+        name=f"gap-sampler-{clustered.artifact.fingerprint}-{rest}",
+        get_if_exists=True,
+        num_cpus=0,
+        memory=need,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+        max_concurrency=_CALLERS,
     )
+    for _ in range(_TRIES):
+        sampler = shape.remote(clustered)
+        try:
+            ray.get(sampler.here.remote(), timeout=_PATIENCE_S)
+        except ray.exceptions.GetTimeoutError:
+            log.info("sample: waiting for a node with %.1f GB of memory to be free", need / 1e9)
+        except ray.exceptions.RayActorError:
+            # One whose last user has just gone has its name a moment longer.
+            time.sleep(RETRY_S)
+            continue
+        break
+    return sampler

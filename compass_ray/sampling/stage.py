@@ -17,7 +17,7 @@ from compass_ray.claims import claim
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Config
 from compass_ray.records import SCHEMA
-from compass_ray.sampling.actor import History, Located, gap_sampler
+from compass_ray.sampling.actor import RESTARTS, History, Located, gap_sampler
 from compass_ray.sampling.summary import unspent_reason
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,13 @@ def _sample_missing(
         written[language] = _write.remote(config, clustered, language, key, picked, history)
     made = {}
     for language, reference in written.items():
-        artifact = made[language] = ray.get(reference)
+        try:
+            artifact = made[language] = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(
+                f"sample: the gap sampler was lost {RESTARTS + 1} times; most often its node has "
+                "too little memory for the pool, which fewer rows of a source would mend"
+            ) from error
         told = artifact.summary
         log.info(
             "sample %s: %d own rows + %d picked, divergence %.3f -> %.3f",

@@ -25,7 +25,7 @@ from compass_ray.errors import UserError
 from compass_ray.evaluation.stage import evaluate
 from compass_ray.pipeline import check_corpus
 from compass_ray.resources import cluster
-from compass_ray.sampling.actor import gap_sampler
+from compass_ray.sampling.actor import gap_sampler, sampler_bytes, sampler_places
 from compass_ray.sampling.stage import sample
 from compass_ray.search.results import Ledger, Trial
 from compass_ray.search.space import Values, trial_key, with_values
@@ -42,14 +42,16 @@ RECENT_STEPS = 10
 
 
 class Samplers:
-    """Holds the gap samplers, each of which would otherwise end with the trial that made it."""
+    """Holds gap samplers, each of which would otherwise end with the trial that made it."""
 
     def __init__(self) -> None:
         self._held: dict[str, Any] = {}
 
     def hold(self, clustered: Clustered) -> None:
         key = clustered.artifact.fingerprint
-        if key not in self._held:
+        # One place stays for samplers that end once their trial has asked, so that all get a turn.
+        places = sampler_places(sampler_bytes(clustered), cluster())
+        if key not in self._held and len(self._held) + 1 < places:
             self._held[key] = gap_sampler(clustered)
 
 

@@ -180,6 +180,11 @@ def test_a_killed_gap_sampler_still_answers(config_path: Path) -> None:
     ray.kill(sampler, no_restart=False)
     for answer in ray.get(answers):
         assert answer.selection.rows_B.tolist() == before.selection.rows_B.tolist()
+    for _ in range(2):  # one that is gone has its name for a moment more
+        ray.kill(sampler)
+        sampler = gap_sampler(clustered)
+    again = ray.get(sampler.subset.remote("de", config.sampling, 0))
+    assert again.selection.rows_B.tolist() == before.selection.rows_B.tolist()
 
 
 def test_compare_gives_every_strategy_the_same_steps_and_items(config_path: Path) -> None:
