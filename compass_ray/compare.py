@@ -29,7 +29,8 @@ from compass_ray.evaluation.standings import (
 )
 from compass_ray.models import load_tokenizer
 from compass_ray.pipeline import STAGES, check_config, check_corpus
-from compass_ray.sampling.stage import SUBSET, sample
+from compass_ray.sampling.stage import sample
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.data import Plan, tokenise
 from compass_ray.training.launch import train_languages
 

@@ -32,7 +32,8 @@ from compass_ray.reach import check_reach
 from compass_ray.report.card import write_cards
 from compass_ray.report.page import write_report
 from compass_ray.resources import check_attention, cluster, parallel_languages
-from compass_ray.sampling.stage import GAPS, SUBSET, Sampled, sample
+from compass_ray.sampling.stage import Sampled, sample
+from compass_ray.sampling.subset import GAPS, SUBSET
 from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
 from compass_ray.training.tracking import check_trackers
 from compass_ray.usage import HELD_BY, device_hours, unit

@@ -18,7 +18,7 @@ import ray
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.config import Config, UpdateMethod
-from compass_ray.sampling.stage import SUBSET
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.launch import (
     ADAPTER,
     LOSS_FILE,

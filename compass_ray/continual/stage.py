@@ -23,7 +23,7 @@ from compass_ray.continual.registry import Registry
 from compass_ray.continual.runfolder import CENTROIDS, SPACE
 from compass_ray.records import SCHEMA
 from compass_ray.resources import connect
-from compass_ray.sampling.stage import SUBSET
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.launch import ADAPTER, ANCHORS
 
 STAGE = "keepsakes"

@@ -41,7 +41,8 @@ from compass_ray.evaluation.stage import evaluate, on_items
 from compass_ray.loading import override
 from compass_ray.pipeline import STAGES, check_config
 from compass_ray.sampling.actor import History
-from compass_ray.sampling.stage import SUBSET, sample
+from compass_ray.sampling.stage import sample
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.launch import ADAPTER, ANCHORS, STAGE
 
 log = logging.getLogger(__name__)

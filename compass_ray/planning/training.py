@@ -20,7 +20,7 @@ from compass_ray.models import load_tokenizer
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.reuse import Found
 from compass_ray.resources import WorkerShape
-from compass_ray.sampling.stage import SUBSET
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.data import Example, tokenise
 
 if TYPE_CHECKING:

@@ -16,26 +16,14 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Config
-from compass_ray.records import SCHEMA
 from compass_ray.sampling.actor import RESTARTS, History, Located, gap_sampler
+from compass_ray.sampling.subset import GAPS, SUBSET, SUBSET_SCHEMA
 from compass_ray.sampling.summary import unspent_reason
 
 log = logging.getLogger(__name__)
 
 STAGE = "sample"
 VERSION = 2
-SUBSET = "subset.parquet"
-GAPS = "gaps.parquet"
-
-SUBSET_SCHEMA = pa.schema(
-    [
-        *SCHEMA,
-        pa.field("cluster", pa.int32(), nullable=False),
-        pa.field("gap", pa.float64()),
-        pa.field("score", pa.float32()),
-        pa.field("strategy", pa.string(), nullable=False),
-    ]
-)
 
 
 @dataclass(frozen=True)

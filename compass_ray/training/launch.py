@@ -27,7 +27,7 @@ from compass_ray.claims import claim, claim_name
 from compass_ray.config import Config, Training
 from compass_ray.models import for_workers
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
-from compass_ray.sampling.stage import SUBSET
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.board import Reader, make_board
 from compass_ray.training.placement import free, free_abandoned, mark
 from compass_ray.training.tracking import Trackers

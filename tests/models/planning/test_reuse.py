@@ -22,7 +22,8 @@ from compass_ray.evaluation.items import Items
 from compass_ray.plan import make_plan
 from compass_ray.records import SCHEMA
 from compass_ray.resources import Cluster, Node
-from compass_ray.sampling.stage import SUBSET, subset_fingerprint
+from compass_ray.sampling.stage import subset_fingerprint
+from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.launch import adapter_fingerprint
 
 from .conftest import language, stage
