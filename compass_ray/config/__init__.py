@@ -81,7 +81,9 @@ class Run(Section):
 
 
 class Resources(Section):
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Auto = "auto"
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto", description="One where there are any; less than 1 to share one, 0 for none"
+    )
     max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
     threads_per_worker: Annotated[int, Field(gt=0)] = 1
 
