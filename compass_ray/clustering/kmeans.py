@@ -251,6 +251,7 @@ def _fit_faiss(X_ND: FloatMatrix, start_KD: FloatMatrix, seed: int) -> Fit:
         len(start_KD),
         niter=ITERATIONS,
         seed=seed,
+        gpu=True,  # where faiss-gpu finds one
         # faiss would look at 256 rows a cluster, and warn below 39.
         max_points_per_centroid=len(X_ND),
         min_points_per_centroid=1,

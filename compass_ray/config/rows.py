@@ -181,7 +181,7 @@ class Clustering(Section):
     @property
     def wants_gpu(self) -> bool:
         """Whether the fit uses a GPU where there is one."""
-        return self.backend in ("auto", "cuml", "torch")
+        return self.backend != "sklearn"
 
     def candidates(self) -> list[int]:
         """The numbers of clusters to try, rising; a range is tried at even ratios."""

@@ -104,13 +104,12 @@ def head() -> Iterator[Head]:
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "PYTHONPATH": str(REPOSITORY),
         "HF_HUB_OFFLINE": "1",
         **CREDENTIALS,
     }
-    started = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-    started[KEEP_IDLE] = LOCAL_RAY[KEEP_IDLE]
+    started = {**environment, KEEP_IDLE: LOCAL_RAY[KEEP_IDLE]}
 
     log = Path(folder, "start.log")
 
