@@ -238,17 +238,11 @@ class _Actor:
 
     def here(self) -> None: ...
 
-    def subset(
-        self,
-        language: str,
-        settings: Sampling,
-        seed: int,
-        training: Training | None = None,
-        history: History | None = None,
-    ) -> Located:
+    def subset(self, *question: Any) -> Located:
+        """As ``GapSampler.subset`` has it."""
         with self._loading:
             self._sampler = self._sampler or GapSampler(self._clustered)
-        return self._sampler.subset(language, settings, seed, training, history)
+        return self._sampler.subset(*question)
 
 
 def sampler_bytes(clustered: Clustered) -> int:
