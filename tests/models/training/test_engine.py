@@ -72,7 +72,7 @@ LONG = {
 }
 HALF = {"precision": "bf16"}
 WHOLE = {f"whole-{stage}": Run("phi3", LONG | zero(stage)) for stage in (0, 1, 2, 3)} | {
-    f"half-{stage}": Run("phi3", LONG | HALF | zero(stage)) for stage in (0, 2)
+    f"half-{stage}": Run("phi3", LONG | HALF | zero(stage)) for stage in (0, 2, 3)
 }
 
 
@@ -82,7 +82,7 @@ def resumed(origin: str, stage: int, workers: int = 2, **changes: Any) -> Run:
 
 RESUMED = (
     {f"again-{stage}": resumed(f"whole-{stage}", stage) for stage in (0, 1, 2, 3)}
-    | {f"half-again-{stage}": resumed(f"half-{stage}", stage, **HALF) for stage in (0, 2)}
+    | {f"half-again-{stage}": resumed(f"half-{stage}", stage, **HALF) for stage in (0, 2, 3)}
     | {"to-3": resumed("whole-1", 3), "to-0": resumed("whole-3", 0)}
     | {
         "fewer": resumed("whole-2", 2, workers=1),
