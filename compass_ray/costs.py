@@ -7,7 +7,6 @@ Ray; a model is built on PyTorch's meta device, where it has shapes and no weigh
 from __future__ import annotations
 
 import heapq
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,18 +47,6 @@ BUNDLED_ROWS_PER_THREAD = 25.0
 """Prompts a second of the bundled encoder: 50 sentences of 12 words on two threads, measured."""
 LAUNCH_SECONDS = 20.0
 """Starting the workers of one language and loading the model."""
-
-# Part of the name → dense bfloat16 TFLOP/s, and GB where the name gives no size. First match wins.
-_GPUS: tuple[tuple[str, float, float | None], ...] = (
-    ("H200", 990, 141),
-    ("H100", 990, 80),
-    ("A100", 312, 40),
-    ("L40S", 362, 48),
-    ("A10G", 70, 24),
-    ("A10", 125, 24),
-    ("4090", 165, 24),
-)
-_OTHER_GPU_TFLOPS = 100.0
 
 _SIMULATED_ROWS = 20_000
 _SIMULATED_STEPS = 200
@@ -379,20 +366,6 @@ def time_assumption(training: Training, gpu: str | None, *, on_gpu: bool) -> str
     if training.gradient_checkpointing:
         passes = "6 x parameters x tokens (forward twice, and backward to the activations)"
     return f"{passes}{slower} at {rate}; {LAUNCH_SECONDS:.0f} s to start a language; training only"
-
-
-def gpu_flops(name: str) -> float:
-    """Operations a second that training is taken to reach on a GPU of this name."""
-    peak = next((tflops for part, tflops, _ in _GPUS if part in name), _OTHER_GPU_TFLOPS)
-    return peak * 1e12 * GPU_UTILISATION
-
-
-def gpu_bytes(name: str) -> int | None:
-    """Memory of a GPU by its name; None if the name is not known."""
-    known = next((gigabytes for part, _, gigabytes in _GPUS if part in name), None)
-    written = re.search(r"(?<![A-Za-z0-9])(\d+) ?GB?\b", name)
-    gigabytes = float(written[1]) if written else known
-    return round(gigabytes * 1e9) if gigabytes else None
 
 
 def side_by_side(seconds: Iterable[float], places: int) -> float:

@@ -5,9 +5,6 @@ prompt is there. A look that is the last for now judges what is left over, too, 
 those prompts go on waiting, and the full window's verdict will replace the one so far. Few prompts
 show little, so a verdict so far may raise an alarm, but does not end that of a full window.
 
-A prompt whose time was judged already, such as one from a server that uploads late, counts with the
-oldest prompts whose time was not.
-
 State is in ``<run>/monitor/``: ``state.json`` holds how far each file was read, which prompts wait
 for their window to fill (in ``pending-*.parquet``) and what every window came to. It is replaced
 in one step after each chunk of prompts, so a chunk is counted whole or not at all; where windows
@@ -22,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -36,12 +33,11 @@ from compass_ray.continual.monitor import DriftMonitor
 from compass_ray.continual.performance import LossMeter, compare_losses
 from compass_ray.continual.runfolder import Locator, RunFolder
 from compass_ray.continual.usagelog import Bookmark, Chunk, new_records
+from compass_ray.continual.windows import Window, by_number, by_time
 from compass_ray.errors import UserError
 
 STATE = "monitor/state.json"
 EXAMPLES, EXAMPLE_CHARS = 3, 200
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 PENDING_SCHEMA = pa.schema(
     [
@@ -238,35 +234,13 @@ class Watch:
         seen = newest.get("partial"), newest.get("rows"), newest.get("version")
         return seen == (True, rows, self._monitors[language].version.name)
 
-    def _cut(
-        self, rows: pa.Table, language: str, close: bool
-    ) -> Iterator[tuple[pa.Table, datetime | None]]:
+    def _cut(self, rows: pa.Table, language: str, close: bool) -> Iterator[Window]:
         """Full windows, each with the end of its time, then what is left of the last one."""
         if isinstance(self._window, int):
-            size = self._window
-            starts = range(0, len(rows) + 1, size)
-            yield from ((rows[start : start + size], None) for start in starts)
-            return
-        length = timedelta(**{_UNITS[self._window[-1]]: int(self._window[:-1])})
-        stamps = rows["timestamp"].to_pylist()
-        if None in stamps:
-            raise UserError(
-                f"continual.window: {self._window} needs a timestamp in every record; "
-                f"{stamps.count(None)} prompts have none"
-            )
+            return by_number(rows, self._window)
         ends = [told.get("until") for told in self._windows(language) if not told.get("partial")]
-        judged = [(datetime.fromisoformat(end) - _EPOCH) // length for end in ends if end]
-        period = np.array([(stamp - _EPOCH) // length for stamp in stamps])
-        late = period < max(judged, default=period.min())
-        if late.all():
-            yield rows, None
-            return
-        period[late] = period[~late].min()
-        for number in np.unique(period):
-            end = _EPOCH + (int(number) + 1) * length
-            yield rows.filter(pa.array(period == number)), end
-        if close and end <= datetime.now(UTC):
-            yield rows[:0], None
+        judged = max((datetime.fromisoformat(end) for end in ends if end), default=None)
+        return by_time(rows, self._window, judged, datetime.now(UTC) if close else None)
 
     def _verdict(
         self, language: str, rows: pa.Table, until: datetime | None, partial: bool = False

@@ -10,8 +10,8 @@ import os
 import socket
 from dataclasses import dataclass
 
-from compass_ray.costs import gpu_bytes, gpu_flops
 from compass_ray.errors import UserError
+from compass_ray.planning.gpus import gpu_bytes, gpu_flops
 from compass_ray.resources import Cluster, Node, check_address, cluster
 
 CONNECT_SECONDS = 5.0

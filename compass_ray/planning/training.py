@@ -17,6 +17,7 @@ from compass_ray.costs import Memory, ModelSize, Steps
 from compass_ray.embedding.encoders import Device
 from compass_ray.errors import UserError
 from compass_ray.models import load_tokenizer
+from compass_ray.planning.gpus import gpu_flops
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.reuse import Found
 from compass_ray.resources import WorkerShape
@@ -126,9 +127,7 @@ def plan_training(
     # A worker's process uses one GPU, or the part of one that it reserves.
     share = min(1.0, shape.gpus) if on_gpu else 1.0
     rate = (
-        costs.gpu_flops(machine.gpu or "") * share
-        if on_gpu
-        else costs.CPU_FLOPS_PER_THREAD * shape.cpus
+        gpu_flops(machine.gpu or "") * share if on_gpu else costs.CPU_FLOPS_PER_THREAD * shape.cpus
     )
     try:
         tokenizer = load_tokenizer(settings.model)

@@ -26,7 +26,8 @@ from compass_ray.training.anchoring import Start
 from compass_ray.training.data import IGNORED, Example, Plan, Tokenised, collate, tokenise
 from compass_ray.training.engine import build_engine
 from compass_ray.training.keeper import Keeper
-from compass_ray.training.losses import forward_loss, keeps_apart
+from compass_ray.training.losses import forward_loss
+from compass_ray.training.packing import keeps_apart
 from compass_ray.training.state import gather_state, restore_state, whole
 from compass_ray.training.validation import exhausted, hold_out, is_best, validation_loss
 

@@ -7,6 +7,7 @@ import pytest
 from compass_ray import costs
 from compass_ray.config import Training
 from compass_ray.costs import ModelSize
+from compass_ray.planning.gpus import gpu_bytes, gpu_flops
 from compass_ray.training.data import Example
 
 SIZE = ModelSize(
@@ -150,7 +151,7 @@ def test_the_largest_micro_batch_divides_the_batch_and_fits() -> None:
 
 
 def test_the_rate_agrees_with_what_was_measured_on_an_h100() -> None:
-    seconds = costs.training_flops(LLAMA_8B, training(), 1_000_000) / costs.gpu_flops("H100")
+    seconds = costs.training_flops(LLAMA_8B, training(), 1_000_000) / gpu_flops("H100")
     assert 1_000_000 / seconds == pytest.approx(12_473, rel=0.05)
 
 
@@ -174,7 +175,7 @@ def test_dora_is_slower_and_larger_than_lora() -> None:
     ],
 )
 def test_the_memory_of_a_gpu_is_read_from_its_name(name: str, gigabytes: int | None) -> None:
-    assert costs.gpu_bytes(name) == (gigabytes and gigabytes * 10**9)
+    assert gpu_bytes(name) == (gigabytes and gigabytes * 10**9)
 
 
 def test_languages_side_by_side_start_longest_first() -> None:

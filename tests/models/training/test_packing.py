@@ -11,13 +11,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from compass_ray.models import load_base, load_tokenizer
 from compass_ray.training.data import Example, collate, tokenise
-from compass_ray.training.losses import (
-    forward_loss,
-    keeps_apart,
-    response_loss,
-    target_positions,
-    unpadded,
-)
+from compass_ray.training.losses import forward_loss, response_loss, target_positions
+from compass_ray.training.packing import keeps_apart, unpadded
 
 
 @pytest.fixture(scope="module")
