@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from record import record
@@ -54,20 +55,26 @@ def make_texts(rows: int, rng: np.random.Generator) -> list[str]:
     return texts
 
 
+def make_tokenizer(texts: Sequence[str]) -> Any:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    bpe.train_from_iterator(texts[:5000], vocab_size=16_000, special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>"
+    )
+
+
 def make_encoder(folder: Path, texts: Sequence[str], **shape: int) -> Path:
     """An encoder with random weights; ``shape`` as in ``XLMRobertaConfig``, else a small one."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+    from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    bpe = ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    bpe.train_from_iterator(texts[:5000], vocab_size=16_000, special_tokens=special)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>"
-    )
+    tokenizer = make_tokenizer(texts)
     torch.manual_seed(0)
     model = XLMRobertaModel(
         XLMRobertaConfig(

@@ -24,7 +24,7 @@ from embedding import make_encoder, make_texts
 from kmeans import inertia, make_rows
 from record import RESULTS, record
 
-from compass_ray.clustering.kmeans import fit_kmeans
+from compass_ray.clustering.kmeans import ON_GPU, fit_kmeans, pick_backend
 from compass_ray.config import Embedding
 from compass_ray.embedding.encoders import Device, load_encoder
 
@@ -93,10 +93,11 @@ def embedding(shape: dict[str, int], rows: int, turns: int) -> dict[str, Any]:
 
 def clustering(cases: list[tuple[int, int]], turns: int) -> list[dict[str, Any]]:
     found = []
+    # Of the two for GPUs, torch is there in any case.
+    backends = ("torch", "faiss") if pick_backend() != "cuml" else ("torch", "cuml", "faiss")
     print(f"\n{'rows':>9} {'K':>5} {'backend':<8} {'seconds':>8} {'to torch':>9} {'inertia':>8}")
     for count, k in cases:
         rows = make_rows(0, count)
-        backends = ("torch", "faiss")
         ways = {backend: partial(fit_kmeans, rows, k, backend=backend) for backend in backends}
         seconds, fits = in_turn(ways, turns)
         reached = {backend: inertia(rows, fit.centroids) for backend, fit in fits.items()}
@@ -105,7 +106,7 @@ def clustering(cases: list[tuple[int, int]], turns: int) -> list[dict[str, Any]]
                 "rows": count,
                 "k": k,
                 "backend": backend,
-                "device": DEVICE if backend == "torch" else "cpu",
+                "device": DEVICE if backend in ON_GPU else "cpu",
                 "seconds": spent,
                 "to_torch": spent / seconds["torch"],
                 "inertia_ratio": reached[backend] / min(reached.values()),
@@ -121,9 +122,10 @@ def clustering(cases: list[tuple[int, int]], turns: int) -> list[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=5_000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="Small enough for a CPU")
+    parser.add_argument("--only", choices=("embedding", "clustering"), help="One of the tables")
     parser.add_argument("--results", default=str(RESULTS), help="Folder of gpu.json")
     arguments = parser.parse_args()
     if DEVICE == "cpu" and not arguments.small:
@@ -133,12 +135,13 @@ def main() -> None:
         shape, rows, cases = E5_TINY, 200, [(5_000, 20)]
     else:
         shape, rows, cases = E5_LARGE, arguments.rows, [(200_000, 100), (500_000, 200)]
+    tables = {
+        "embedding": partial(embedding, shape, rows),
+        "clustering": partial(clustering, cases),
+    }
     result: dict[str, Any] = {}
-    for part, measured in (
-        ("embedding", partial(embedding, shape, rows)),
-        ("clustering", partial(clustering, cases)),
-    ):
-        result[part] = measured(arguments.turns)
+    for part in [arguments.only] if arguments.only else tables:
+        result[part] = tables[part](arguments.turns)
         if not arguments.small:
             record("gpu", result, Path(arguments.results))
 
