@@ -24,6 +24,9 @@ from compass_ray.sampling.pool import Pool, Target
 
 IntArray = NDArray[np.int64]
 
+# What fits a core's cache: half of the time of all rows at once, and no memory to speak of.
+_BLOCK_ROWS = 512
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -167,13 +170,12 @@ class _Drawer:
         wanted_KD = self.target.prototypes_KD
         if wanted_KD[cluster].any():
             wanted_KD = wanted_KD[[cluster]]
-        cosines_C = (self.pool.vectors_ND[rows_C].astype(np.float32) @ wanted_KD.T).max(axis=1)
-        near = cosines_C >= least
+        near = cosines(self.pool, rows_C, wanted_KD) >= least
         return rows_C[near], int((~near).sum())
 
     def _scores(self, rows_C: IntArray, cluster: int, within: str) -> NDArray[np.float32]:
         wanted_D = wanted_vector(self.pool, self.target, cluster, within)
-        return cosines(self.pool, rows_C, wanted_D)
+        return cosines(self.pool, rows_C, wanted_D[None])
 
 
 def wanted_vector(pool: Pool, target: Target, cluster: int, within: str) -> NDArray[np.float32]:
@@ -183,8 +185,14 @@ def wanted_vector(pool: Pool, target: Target, cluster: int, within: str) -> NDAr
     return prototype_D if within == "usage" and prototype_D.any() else centroid_D
 
 
-def cosines(pool: Pool, rows: IntArray, wanted_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(pool.vectors_ND[rows].astype(np.float32) @ wanted_D, dtype=np.float32)
+def cosines(pool: Pool, rows_C: IntArray, wanted_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Largest cosine of each row to any of the wanted vectors, [C]."""
+    cosines_C = np.empty(len(rows_C), np.float32)
+    for start in range(0, len(rows_C), _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        block_BD = pool.vectors_ND[rows_C[block]].astype(np.float32)
+        cosines_C[block] = (block_BD @ wanted_MD.T).max(axis=1)
+    return cosines_C
 
 
 def rng_of(target: Target, seed: int, *more: int) -> np.random.Generator:

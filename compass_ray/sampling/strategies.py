@@ -188,7 +188,7 @@ def _scored(pool: Pool, target: Target, rows_B: NDArray[np.int64]) -> Drawn:
     for cluster in np.unique(pool.clusters_N[rows_B]):
         mine = pool.clusters_N[rows_B] == cluster
         wanted_D = wanted_vector(pool, target, int(cluster), "usage")
-        scores_B[mine] = cosines(pool, rows_B[mine], wanted_D)
+        scores_B[mine] = cosines(pool, rows_B[mine], wanted_D[None])
     return Drawn(rows_B, scores_B)
 
 
