@@ -35,6 +35,7 @@ from compass_ray.models import load_base, load_tokenizer
 from compass_ray.training.adapters import add_adapter
 from compass_ray.training.data import Example, Plan, collate, tokenise
 from compass_ray.training.engine import build_engine, precision
+from compass_ray.training.group import join_group
 from compass_ray.training.loop import take_step
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -201,12 +202,9 @@ def compared(model: str, examples: list[Example], pad: int, steps: int) -> dict[
 
 def start_group() -> None:
     """The process group of one worker."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29591", **alone})
-    deepspeed.init_distributed("nccl" if ON_GPU else "gloo", auto_mpi_discovery=False)
+    join_group(ON_GPU, auto_mpi_discovery=False)
 
 
 def settings(model: str, **changes: Any) -> Training:

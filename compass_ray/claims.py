@@ -2,8 +2,12 @@
 
 Whoever is about to compute a cache entry claims it first; a second comer waits and then finds it
 done. A claim is a named actor that does nothing: Ray lets one of a name exist, and ends it when
-the process that made it dies, so no claim outlives its holder. Results are right without claims,
-since entries are committed whole; claims save the work of doing them twice.
+the process that made it dies, so no claim outlives its holder. Neither does a holder outlive its
+claim, which is on the holder's node.
+
+Nothing is claimed from runs of another Ray cluster on the same storage, and each local
+``compass-ray run`` is a cluster of its own: they may do the same work twice. Results are right all
+the same, since entries are committed whole.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import ray
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Storage
-from compass_ray.resources import connect
+from compass_ray.resources import connect, this_node
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def _try_to_take(name: str) -> Any | None:
     try:
         return (
             ray.remote(_Claim)
-            .options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy="DEFAULT")
+            .options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=this_node())
             .remote()
         )
     except ValueError:

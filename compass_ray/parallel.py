@@ -13,9 +13,13 @@ from typing import Any, TypeVar
 
 import ray
 from ray import cloudpickle as pickle
+from ray.exceptions import RayError, RayTaskError
 
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, root_cause
 from compass_ray.resources import connect
+
+TRIES = 3
+"""How often a part, or a process that does parts, is tried again when the process ends."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,10 +29,17 @@ def map_parts(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator
     """Yield the result of every item as it finishes, in no particular order.
 
     Each item is a task of one CPU, and Ray keeps the processes that tasks run in from one pass to
-    the next. Raises the first ``UserError`` that a task raised.
+    the next.
+
+    Raises:
+        UserError: the first that a task raised.
+        RuntimeError: the processes that did a part ended again and again.
     """
     if items:
-        yield from _outcomes(_dataset(items).map(_run, fn_args=(work,), num_cpus=1))
+        yield from _outcomes(
+            # By default Ray Data tries for ever, and what kills a process once mostly does again.
+            _dataset(items).map(_run, fn_args=(work,), num_cpus=1, max_retries=TRIES)
+        )
 
 
 def map_parts_on_actors(
@@ -58,6 +69,9 @@ def map_parts_on_actors(
             ),
             num_cpus=cpus,
             num_gpus=gpus,
+            # Not how often a part is tried: while Ray does not know yet that a node is gone, tries
+            # on its actors are over in no time.
+            max_restarts=TRIES,
             runtime_env={"env_vars": environment or {}},
         )
     )
@@ -92,8 +106,16 @@ def _dataset(items: Sequence[Any]) -> ray.data.Dataset:
 
 
 def _outcomes(dataset: ray.data.Dataset) -> Iterator[Any]:
-    for row in dataset.iter_rows():
-        outcome = pickle.loads(row["outcome"])
-        if isinstance(outcome, UserError):
-            raise outcome
-        yield outcome
+    try:
+        for row in dataset.iter_rows():
+            outcome = pickle.loads(row["outcome"])
+            if isinstance(outcome, UserError):
+                raise outcome
+            yield outcome
+    except RayTaskError:
+        raise
+    except RayError as error:
+        raise RuntimeError(
+            f"a process ended, and so did {TRIES} in its place; most often their node has too "
+            f"little memory: {root_cause(error)}"
+        ) from error

@@ -18,7 +18,11 @@ log = logging.getLogger(__name__)
 
 # By default Ray shows every GPU of a node to a process that has reserved none.
 HIDE_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-LOCAL_RAY = HIDE_GPUS | {
+# By default Ray tries a task for ever that it ends for lack of memory, whatever its own retries.
+FEW_TRIES = {"RAY_task_oom_retries": "3"}
+LOCAL_RAY = {
+    **HIDE_GPUS,
+    **FEW_TRIES,
     # A language needs half a dozen processes that wait; two cores' worth is no limit for them.
     "RAY_worker_maximum_startup_concurrency": "4",
     # By default a worker that no task wants for a second is ended, and the next stage, which comes
@@ -93,7 +97,10 @@ def connect() -> None:
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     if address := os.environ.get("RAY_ADDRESS"):
         check_address(address)
-        ray.init(runtime_env={"env_vars": HIDE_GPUS}, **options)
+        # Read by the process that starts a task.
+        for name, value in FEW_TRIES.items():
+            os.environ.setdefault(name, value)
+        ray.init(runtime_env={"env_vars": {**HIDE_GPUS, **FEW_TRIES}}, **options)
     else:
         start_local(**options)
 
@@ -126,6 +133,14 @@ def cluster() -> Cluster:
     return Cluster(
         tuple(Node(n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive)
     )
+
+
+def this_node() -> Any:
+    """A scheduling strategy: on the node of this process or nowhere, so that both end together."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def worker_shape(config: Config, on: Cluster) -> WorkerShape:

@@ -26,14 +26,15 @@ from compass_ray.clustering.lloyd import TOLERANCE
 from compass_ray.errors import UserError
 
 FloatMatrix = NDArray[np.float32]
-# Centroids, and their inertia if the backend knows it and none of them is without rows.
+# Centroids, and their inertia; None where the backend tells none, or left a cluster empty.
 Fit = tuple[FloatMatrix, float | None]
 PathOrFile = str | os.PathLike[str] | IO[bytes]
 
 ITERATIONS = 25
 # Backends that use a GPU where there is one.
 ON_GPU = ("cuml", "torch")
-# A start from a sample of so many rows a cluster, well on its way, saves most passes over all rows.
+# Rows a cluster of the sample that is fitted first: starting all rows from its result saves most
+# of the passes over them.
 SAMPLE_PER_CLUSTER = 96
 # Numbers in one block of the assignment: 2 MB of float32, which a core's cache holds.
 BLOCK = 1 << 19

@@ -165,7 +165,8 @@ def _cluster(
     sampled = sum(map_parts(pool, partial(sample_part, space)))
     log.info("cluster: fitting %s on %s rows", config.clustering.method, f"{sampled:,}")
     on_gpu = 1 if cluster().gpus and config.clustering.wants_gpu else 0
-    # Not by .options(): only here does Ray end a task's process, which holds on to GPU memory.
+    # num_gpus must be given here and not by .options(): only then does Ray end the process, and
+    # with it its hold on GPU memory.
     fit = ray.remote(num_cpus=1, num_gpus=on_gpu)(fit_sample)
     fitted: Fitted = ray.get(fit.remote(config, draft, space))
     choice, space = fitted.choice, fitted.space

@@ -18,7 +18,8 @@ from scipy.special import logsumexp
 FloatArray = NDArray[np.float64]
 
 NOISE = -1
-# Two rows nearer than this are one. scipy takes distances up to 1e-8 for no edge of a tree.
+# Rows nearer than this count as equal: scipy's spanning tree takes distances up to 1e-8 for
+# missing edges.
 _SAME = 1e-7
 
 

@@ -7,7 +7,8 @@ and the base never twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +22,13 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.config import Config, Evaluation, Source, Training
 from compass_ray.corpora.stage import Corpus
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, root_cause
 from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
 from compass_ray.evaluation.scores import Comparison
-from compass_ray.models import for_workers
+from compass_ray.models import for_workers, model_identity
 from compass_ray.progress import Progress
 from compass_ray.resources import WorkerShape, check_gpu, cluster, worker_shape
-from compass_ray.training.launch import ADAPTER, root_cause
+from compass_ray.training.launch import ADAPTER
 
 if TYPE_CHECKING:
     from compass_ray.evaluation.harness import Harness
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 STAGE = "evaluate"
 VERSION = 2
 ITEMS = "items.parquet"
+RETRIES = 3
+PATIENCE_S = 10.0
+"""How long no worker has a place before that is told."""
 
 Model = Literal["base", "adapter"]
 
@@ -76,6 +80,10 @@ class _Job:
     @property
     def model(self) -> Model:
         return "adapter" if self.adapter else "base"
+
+    @property
+    def name(self) -> str:
+        return f"{self.language} {self.task} {self.model}"
 
 
 def on_items(config: Config, path: str) -> Config:
@@ -181,7 +189,7 @@ def _fingerprint(
         limit=settings.limit,
         num_fewshot=settings.num_fewshot,
         chat_template=settings.chat_template,
-        model=config.training.model,
+        model=model_identity(config.training.model),
         system_prompt=config.training.system_prompt,
         adapter=adapter.fingerprint if adapter else None,
         **four_bits,
@@ -190,47 +198,101 @@ def _fingerprint(
 
 def _score(config: Config, jobs: list[_Job]) -> tuple[dict[str, Artifact], dict[str, str]]:
     """Scored items and causes of failures, both by fingerprint."""
-    done: dict[str, Artifact] = {}
-    causes: dict[str, str] = {}
     if not jobs:
-        return done, causes
+        return {}, {}
     shape = worker_shape(config, cluster())
     workers = max(1, min(cluster().slots(shape.cpus, shape.gpus), len(jobs)))
     environment = {"OMP_NUM_THREADS": str(int(shape.cpus)), "TOKENIZERS_PARALLELISM": "false"}
-    # A worker lost with its node comes back elsewhere; one that its work kills must come to an end.
     worker = ray.remote(_Worker).options(
-        num_cpus=shape.cpus,
-        num_gpus=shape.gpus,
-        max_restarts=3,
-        max_task_retries=3,
-        runtime_env={"env_vars": environment},
+        num_cpus=shape.cpus, num_gpus=shape.gpus, runtime_env={"env_vars": environment}
     )
     described = for_workers(config.training), config.evaluation, shape
-    idle = [worker.remote(*described) for _ in range(workers)]
     log.info("evaluate: %d passes on %d workers", len(jobs), workers)
-    progress = Progress("evaluate", len(jobs), "passes")
-    waiting = list(jobs)
-    running: dict[ray.ObjectRef[Artifact], tuple[Any, _Job]] = {}
-    while waiting or running:
-        while waiting and idle:
-            actor, job = idle.pop(), waiting.pop(0)
-            running[actor.score.remote(job)] = (actor, job)
-        (ref,), _ = ray.wait(list(running))
-        actor, job = running.pop(ref)
-        note = f"{job.language} {job.task} {job.model}"
+    passes = _Passes(lambda: worker.remote(*described), jobs)
+    passes.run(workers)
+    return passes.done, passes.causes
+
+
+class _Passes:
+    """Passes over items, each given to a worker that has a place and nothing to do.
+
+    A worker without a place may never get one, while another could do its pass. And one for which
+    no pass is left gives up its place, since one that replaces a lost worker, or another run, may
+    be waiting for it.
+
+    A pass whose worker is lost goes to the next that is free, ``RETRIES`` times at most: a node may
+    have left, or the pass may be what kills workers. Ray's own retries would keep it for the worker
+    that was lost, and are over before Ray knows that a node is gone.
+    """
+
+    def __init__(self, start_worker: Callable[[], Any], jobs: Sequence[_Job]) -> None:
+        self.done: dict[str, Artifact] = {}
+        self.causes: dict[str, str] = {}
+        self._start_worker = start_worker
+        self._waiting = list(jobs)
+        # Without a job, a worker has yet to say that it has a place.
+        self._asked: dict[ray.ObjectRef[Any], tuple[Any, _Job | None]] = {}
+        self._losses: Counter[str] = Counter()
+        self._progress = Progress("evaluate", len(jobs), "passes")
+
+    def run(self, workers: int) -> None:
         try:
-            artifact = done[job.fingerprint] = ray.get(ref)
-            note += f": {artifact.summary['accuracy']:.3f}"
+            for _ in range(workers):
+                self._add_worker()
+            if not ray.wait(list(self._asked), timeout=PATIENCE_S)[0]:
+                log.info("evaluate: waiting for a place to be free")
+            while self._waiting or any(job for _, job in self._asked.values()):
+                (answer,), _ = ray.wait(list(self._asked))
+                worker, job = self._asked.pop(answer)
+                lives = self._settle(answer, job)
+                if not self._waiting:
+                    ray.kill(worker)
+                elif lives:
+                    job = self._waiting.pop(0)
+                    self._asked[worker.score.remote(job)] = (worker, job)
+                else:
+                    ray.kill(worker)
+                    self._add_worker()
+        finally:
+            for worker, _ in self._asked.values():
+                ray.kill(worker)
+
+    def _add_worker(self) -> None:
+        worker = self._start_worker()
+        self._asked[worker.here.remote()] = (worker, None)
+
+    def _settle(self, answer: ray.ObjectRef[Any], job: _Job | None) -> bool:
+        """Write down what came of a pass; False if its worker is gone for good."""
+        lives = True
+        try:
+            result = ray.get(answer)
+            if job is None:
+                return lives
+            self.done[job.fingerprint] = result
+            note = f"{job.name}: {result.summary['accuracy']:.3f}"
         except RayError as error:
-            if not isinstance(error, RayTaskError):
-                actor = worker.remote(*described)
-            elif isinstance(error.cause, UserError):
+            lives = isinstance(error, RayTaskError)
+            if lives and isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from None
-            causes[job.fingerprint] = root_cause(error)
-            log.error("evaluate %s failed: %s", note, causes[job.fingerprint])
-        idle.append(actor)
-        progress.at(len(done) + len(causes), note)
-    return done, causes
+            if not lives and self._is_tried_again(job):
+                return lives
+            # Where no worker can start, each takes a pass along, so that there is an end.
+            job = job or self._waiting.pop(0)
+            note, cause = job.name, root_cause(error)
+            self.causes[job.fingerprint] = cause
+            log.error("evaluate %s failed: %s", note, cause)
+        self._progress.at(len(self.done) + len(self.causes), note)
+        return lives
+
+    def _is_tried_again(self, job: _Job | None) -> bool:
+        """Whether that a worker is lost, with a pass or before it had one, is not the end of it."""
+        key = job.fingerprint if job else ""
+        self._losses[key] += 1
+        if self._losses[key] > RETRIES:
+            return job is None and not self._waiting
+        if job:
+            self._waiting.insert(0, job)
+        return True
 
 
 class _Worker:
@@ -247,6 +309,9 @@ class _Worker:
 
         check_gpu(self._shape)
         return Harness(self._training, self._settings)
+
+    def here(self) -> None:
+        """Answers as soon as the worker has a place; nothing is loaded yet."""
 
     def score(self, job: _Job) -> Artifact:
         harness = self._harness

@@ -6,7 +6,6 @@ off goes on where it was, whatever Tune itself remembers.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from compass_ray.search.results import Ledger, Trial, as_table, best_of
 from compass_ray.search.space import Values, check_space, combinations, trial_key, with_values
 from compass_ray.search.text import as_rows, trial_table
 from compass_ray.search.tuning import run_trials
+from compass_ray.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _over(settled: _Search, grid: Sequence[Values] | None) -> list[Trial]:
     keys = set(settled.config.search.space)
     known = [trial for trial in settled.ledger.read() if set(trial.values) == keys]
     if settled.config.search.asha is None:
-        # Without ASHA, what it once stopped is worth running to its end.
+        # What ASHA stopped in an earlier search is run to its end once ASHA is off.
         known = [trial for trial in known if trial.status == "finished"]
     same = [trial for trial in known if settled.key(trial.values) == trial.key]
     if grid is None:
@@ -98,7 +98,7 @@ def _write(settled: _Search, trials: Sequence[Trial]) -> SearchResult:
     folder = f"runs/{config.run.name}"
     metrics = config.search.metrics
     storage.write_table(f"{folder}/search.parquet", as_table(trials, metrics))
-    best = best_of(trials, metrics[0])
+    best = best_of(trials, metrics)
     report = None
     if best:
         storage.write_bytes(f"{folder}/best.yaml", best_yaml(config, best).encode())
@@ -136,4 +136,4 @@ def as_json(result: SearchResult, config: Config) -> str:
         "best_config": result.best_config,
         "report": result.report,
     }
-    return json.dumps(told, indent=1, ensure_ascii=False)
+    return to_json(told)

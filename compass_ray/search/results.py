@@ -71,11 +71,21 @@ class Ledger:
         return [Trial(**self._storage.read_json(f"{self._folder}/{name}")) for name in names]
 
 
-def best_of(trials: Sequence[Trial], metric: Metric) -> Trial | None:
-    """The finished trial with the best value; the earlier one of equals."""
+def best_of(trials: Sequence[Trial], metrics: Sequence[Metric]) -> Trial | None:
+    """The finished trial with the best value of the first metric.
+
+    Of equals it is the one that is better in the next metric, and so on; then the one of fewer
+    tokens, then that of the lower key. None where no trial is finished.
+    """
     finished = [trial for trial in trials if trial.status == "finished"]
-    sign = 1.0 if LARGER_IS_BETTER[metric] else -1.0
-    return max(finished, key=lambda trial: sign * trial.objectives([metric])[0], default=None)
+    return min(finished, key=lambda trial: _standing(trial, metrics), default=None)
+
+
+def _standing(trial: Trial, metrics: Sequence[Metric]) -> tuple[tuple[float, ...], int, str]:
+    """The lower, the better."""
+    signs = [-1.0 if LARGER_IS_BETTER[metric] else 1.0 for metric in metrics]
+    values = zip(signs, trial.objectives(metrics), strict=True)
+    return tuple(sign * value for sign, value in values), trial.tokens or 0, trial.key
 
 
 def pareto_front(values_NM: NDArray[np.float64], larger_is_better: Sequence[bool]) -> list[bool]:
@@ -98,23 +108,20 @@ def on_front(trials: Sequence[Trial], metrics: Sequence[Metric]) -> set[str]:
     return {trial.key for trial, on in zip(finished, free, strict=True) if on}
 
 
-def in_order(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
-    """Finished trials, best first, then those stopped and those that failed."""
-    sign = -1.0 if LARGER_IS_BETTER[metric] else 1.0
-    places: dict[Status, int] = {"finished": 0, "stopped": 1, "failed": 2}
-
-    def place(trial: Trial) -> tuple[int, float]:
-        value = sign * trial.objectives([metric])[0] if trial.status == "finished" else 0.0
-        return places[trial.status], value
-
-    return sorted(trials, key=place)
+def in_order(trials: Sequence[Trial], metrics: Sequence[Metric]) -> list[Trial]:
+    """Finished trials, best first as ``best_of`` has it, then those stopped and those failed."""
+    by_status: dict[Status, list[Trial]] = {"finished": [], "stopped": [], "failed": []}
+    for trial in trials:
+        by_status[trial.status].append(trial)
+    by_status["finished"].sort(key=lambda trial: _standing(trial, metrics))
+    return [trial for among in by_status.values() for trial in among]
 
 
 def as_table(trials: Sequence[Trial], metrics: Sequence[Metric]) -> pa.Table:
     """One row a trial, best first; a column for every searched key."""
     front = on_front(trials, metrics)
     rows: list[dict[str, Any]] = []
-    for trial in in_order(trials, metrics[0]):
+    for trial in in_order(trials, metrics):
         told = asdict(trial)
         values = told.pop("values")
         rows.append({**told, "pareto": trial.key in front, **_plain(values)})

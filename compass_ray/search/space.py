@@ -11,6 +11,7 @@ from compass_ray import artifacts
 from compass_ray.config import Config, Metric, Range
 from compass_ray.errors import UserError
 from compass_ray.loading import build_config
+from compass_ray.models import model_identity
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -100,6 +101,8 @@ def trial_key(config: Config, contents: list[list[str]]) -> str:
         contents: Role and identity of every part of the corpora.
     """
     sections = {name: getattr(config, name).identity() for name in _RESULT_SECTIONS}
+    for name in ("embedding", "training"):
+        sections[name]["model"] = model_identity(sections[name]["model"])
     return artifacts.fingerprint(
         **sections, languages=config.languages, seed=config.run.seed, contents=contents
     )

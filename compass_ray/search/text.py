@@ -47,14 +47,14 @@ def trial_table(trials: Sequence[Trial], metrics: Sequence[Metric]) -> str:
             duration(trial.seconds),
             trial.status,
         ]
-        for trial in in_order(trials, metrics[0])
+        for trial in in_order(trials, metrics)
     ]
     return "\n".join(table([head, *lines], left=(0, len(head) - 1)))
 
 
 def as_rows(trials: Sequence[Trial], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     front = on_front(trials, metrics)
-    return [{**asdict(t), "pareto": t.key in front} for t in in_order(trials, metrics[0])]
+    return [{**asdict(t), "pareto": t.key in front} for t in in_order(trials, metrics)]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, cluster_corpus
 from compass_ray.config import Config
 from compass_ray.corpora.stage import read_corpora
+from compass_ray.device_hours import training_hours
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
 from compass_ray.evaluation.stage import evaluate
@@ -31,7 +33,6 @@ from compass_ray.search.results import Ledger, Trial
 from compass_ray.search.space import Values, trial_key, with_values
 from compass_ray.training.board import make_board
 from compass_ray.training.launch import LOSS_FILE, train_languages
-from compass_ray.usage import training_hours
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Samplers:
 
     def hold(self, clustered: Clustered) -> None:
         key = clustered.artifact.fingerprint
-        # One place stays for samplers that end once their trial has asked, so that all get a turn.
+        # One place stays free, so that trials whose samplers are not held here take turns in it.
         places = sampler_places(sampler_bytes(clustered), cluster())
         if key not in self._held and len(self._held) + 1 < places:
             self._held[key] = gap_sampler(clustered)
@@ -119,7 +120,9 @@ def _finish(trial: Trial, config: Config, storage: Storage, board: Any, samplers
     check_corpus(config, corpus)
     embedded = embed(config, storage, corpus)
     clustered = cluster_corpus(config, storage, corpus, embedded)
-    ray.get(samplers.hold.remote(clustered))
+    # If their holder was lost, a sampler ends with the trial that made it, and is made again.
+    with suppress(ray.exceptions.RayActorError):
+        ray.get(samplers.hold.remote(clustered))
     sampled = sample(config, storage, clustered)
     trained = train_languages(config, storage, sampled.subsets, board)
     if trained.failures:

@@ -22,9 +22,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config
+from compass_ray.errors import root_cause
 from compass_ray.metrics import record
 from compass_ray.progress import INTERVAL_S
-from compass_ray.resources import cluster, worker_shape
+from compass_ray.resources import cluster, this_node, worker_shape
 from compass_ray.search.results import Ledger, Trial
 from compass_ray.search.space import LARGER_IS_BETTER, Values, distributions
 from compass_ray.search.text import describe, named
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 # What a trial's own process takes; it holds no CPU, or trials would keep their trainers waiting.
 TRIAL_MEMORY = 300e6
 STUDY = "compass_ray"
+# A trial that was lost with a node finds in the cache what it has done. One that cannot be run or
+# scored is no failure to Tune: that is its result.
+RETRIES = 2
 ASKS = 100
 """How often Optuna may propose what was tried before it is taken at its word."""
 
@@ -56,13 +60,14 @@ def run_trials(
     """
     run = config.run.name
     watcher = _Watcher(run, Ledger(storage, run), key_of, len(over), wanted)
-    samplers = ray.remote(Samplers).options(num_cpus=0).remote()
+    here = this_node()
+    samplers = ray.remote(Samplers).options(num_cpus=0, scheduling_strategy=here).remote()
     settings: dict[str, Any] = {"config": config, "contents": contents, "samplers": samplers}
     folder = f"runs/{config.run.name}/search/tune"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # While it trains, a trial tells of its loss alone.
+    # Until it ends, a trial reports its loss and none of the search's other metrics.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    # Its tables would be the only thing on the terminal that is not a log line.
+    # Keeps Tune from printing tables among the log lines.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     if grid is None:
@@ -85,6 +90,7 @@ def run_trials(
             callbacks=[watcher],
             # A trial's state is the cache's; Tune has nothing of its own to keep.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
@@ -100,7 +106,7 @@ def run_trials(
 
 @contextmanager
 def _folder_that_stays() -> Iterator[None]:
-    """Another working directory than that of a job, on which Tune would depend until its end.
+    """Run Tune in a temporary working directory: the job's own may be replaced while it runs.
 
     Several nodes on one machine share the job's, and each of them replaces it by a new one when it
     first runs something of the job: this process would then be in a directory that is gone.
@@ -237,11 +243,13 @@ class _Watcher(tune.Callback):
         ended: Trial = result.get("trial") or self._stopped(trial, result)
         self._count(ended)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        values = trial.config["values"]
+        log.warning("trial %s: starting again, since %s", named(values), _cause(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = trial.config["values"]
-        lines = [line.strip() for line in str(trial.get_error() or "").splitlines()]
-        cause = next((line for line in reversed(lines) if line), "its process ended")
-        self._count(Trial(self._key_of(values), values, "failed", cause=cause))
+        self._count(Trial(self._key_of(values), values, "failed", cause=_cause(trial)))
 
     def _stopped(self, trial: Any, result: Mapping[str, Any]) -> Trial:
         values = trial.config["values"]
@@ -277,3 +285,9 @@ class _Watcher(tune.Callback):
             named(trial.values),
             describe(trial),
         )
+
+
+def _cause(trial: Any) -> str:
+    """What ended a trial that has no result."""
+    error = trial.get_error()
+    return root_cause(error) if error else "its process ended"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-FISHER_FILE = "fisher.safetensors"
+from compass_ray.training.fisher import FISHER_FILE as FISHER_FILE
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Start:
         responses: of the anchors.
         ewc_lambda: λ, weight of ``Σ F/2 (θ - θ*)²``.
         replay_beta: β, weight of the anchors' loss.
-        updates: how many updates the stored Fisher information is the mean of.
+        updates: how many updates the stored Fisher information is the mean of; those that made
+            none do not count.
     """
 
     adapter: Path
@@ -78,9 +79,14 @@ def ewc_penalty(
 def accumulated(
     before: Mapping[str, Tensor] | None, new: Mapping[str, Tensor], updates: int
 ) -> dict[str, Tensor]:
-    """The mean of the Fisher information of all updates so far.
+    """The mean of the Fisher information of all updates that made any.
 
     A mean and not a sum: λ is to mean the same at the hundredth update as at the first.
+
+    Args:
+        before: mean of ``updates`` updates; None where there was none.
+        new: of one more, with the same names and shapes.
+        updates: how many made ``before``.
     """
     if before is None:
         return dict(new)

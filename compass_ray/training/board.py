@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from compass_ray.metrics import record
 from compass_ray.progress import Progress
+from compass_ray.resources import this_node
 from compass_ray.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,7 @@ class Board:
 
 def make_board() -> Any:
     """A handle of a new board, on this node: while the driver is there, it is, too."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=this_node()).remote()
 
 
 class Reader:

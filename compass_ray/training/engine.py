@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from compass_ray.config import Training
 from compass_ray.models import load_base
@@ -22,7 +21,7 @@ def build_engine(config: Training, start: Start | None = None) -> Any:
     import deepspeed
 
     dtype = precision(config)
-    settings = deepspeed_config(config, dist.get_world_size(), dtype)
+    settings = deepspeed_config(config, dtype)
     attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     with partitioned(settings):
         base = load_base(config.model, dtype, **attention, **quantisation(config, dtype))
@@ -39,8 +38,8 @@ def build_engine(config: Training, start: Start | None = None) -> Any:
         model_parameters=[p for p in model.parameters() if p.requires_grad],
         config=settings,
     )
-    # In bf16 without partitions DeepSpeed takes a step of no gradient to have Adam's moments made,
-    # and Adam would correct its means for it.
+    # In bf16 without partitions DeepSpeed has Adam make its moments by a step without gradients,
+    # which Adam's bias correction must not count.
     for values in engine.basic_optimizer.state.values():
         values[STEP].zero_()
     return engine
@@ -57,7 +56,7 @@ def partitioned(settings: dict[str, Any]) -> Iterator[None]:
         return
     from transformers.integrations import HfDeepSpeedConfig
 
-    # transformers looks for one that is alive.
+    # transformers keeps only a weak reference to it.
     alive = HfDeepSpeedConfig(settings)
     yield
     del alive
@@ -69,8 +68,7 @@ def precision(config: Training) -> torch.dtype:
     return torch.bfloat16 if config.precision == "bf16" else torch.float32
 
 
-def deepspeed_config(config: Training, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    micro_batch = config.micro_batch_size or max(1, config.batch_size // world)
+def deepspeed_config(config: Training, dtype: torch.dtype) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.deepspeed.zero_stage}
     if config.deepspeed.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -78,7 +76,7 @@ def deepspeed_config(config: Training, world: int, dtype: torch.dtype) -> dict[s
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         "train_batch_size": config.batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype is torch.bfloat16},
         "zero_optimization": zero,

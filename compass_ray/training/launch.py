@@ -25,11 +25,12 @@ from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim, claim_name
 from compass_ray.config import Config, Training
-from compass_ray.models import for_workers
+from compass_ray.errors import root_cause
+from compass_ray.models import for_workers, model_identity
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.board import Reader, make_board
-from compass_ray.training.placement import free, free_abandoned, mark
+from compass_ray.training.placement import Places, free, free_abandoned, mark
 from compass_ray.training.tracking import Trackers
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ VERSION = 3
 ADAPTER = "adapter"
 LOSS_FILE = "loss.parquet"
 ANCHORS = "anchors.parquet"
+# Train's name of a run, and so of the folder in which its checkpoints are.
+RUN = "adapter"
 # Seconds between two looks for what stopped trials and dead controllers have left behind.
 SWEEP_S = 30
 # Train's controller takes one report at a look and by default looks every two seconds: checkpoints
@@ -94,15 +97,16 @@ class Outcome:
 def adapter_fingerprint(
     config: Config, language: str, subset: Artifact, start: StartFrom | None = None
 ) -> str:
-    # Where the adapter lies is not what it is.
+    # The folder does not change what is trained, so it stays out of the fingerprint.
     from_there = {"start": asdict(replace(start, folder=""))} if start else {}
     return artifacts.fingerprint(
         stage=STAGE,
         version=VERSION,
         language=language,
-        training=config.training.identity(),
+        training=config.training.identity() | {"model": model_identity(config.training.model)},
         seed=config.run.seed,
-        subset=subset.fingerprint,
+        # Subjects and sources of the same rows are nothing to the adapter.
+        subset=subset.summary.get("content", subset.fingerprint),
         **from_there,
     )
 
@@ -163,6 +167,7 @@ def _run_side_by_side(
     }
     fit = _fit.options(runtime_env={"env_vars": environment})
     running: dict[ray.ObjectRef[Artifact], Job] = {}
+    places = Places()
     sweep = 0.0
     while waiting or running:
         while waiting and len(running) < parallel:
@@ -175,6 +180,7 @@ def _run_side_by_side(
         reader.read()
         if time.monotonic() >= sweep:
             free_abandoned()
+            places.warn(running.values())
             sweep = time.monotonic() + SWEEP_S
         for ref in done:
             job = running.pop(ref)
@@ -197,13 +203,6 @@ def _tell_unpacked(job: Job, adapter: Artifact) -> None:
         )
 
 
-def root_cause(error: BaseException) -> str:
-    """What happened, on one line, of an exception that Ray tells with its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Ray goes on with what kills processes in general.
-    return lines[-1].partition(" Some common causes")[0] if lines else type(error).__name__
-
-
 def back_off(failures: int) -> float:
     """Seconds to wait after so many failures: 2, 4, 8 and so on, a minute at most."""
     return min(60.0, 2.0**failures)
@@ -218,35 +217,56 @@ def _fit(job: Job, board: Any) -> Artifact:
 
 
 def _train(job: Job, board: Any) -> Artifact:
-    storage = job.subset.storage
-    # Train V2 resumes by (storage_path, name): both are a function of the job's fingerprint.
-    runs = f"{artifacts.entry_path(STAGE, job.fingerprint)}/runs"
-    result = _fit_until_done(job, board, storage.location(runs))
-    if result.checkpoint is None:
-        raise RuntimeError("training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        artifact = _commit(job, Path(folder))
-    storage.delete_dir(runs)
-    return artifact
-
-
-def _fit_until_done(job: Job, board: Any, runs: str) -> Any:
     """Start workers, and again from the last checkpoint when they or their controller die."""
     from ray.train import TrainingFailedError
 
-    failures = 0
-    while True:
+    storage = job.subset.storage
+    # Train V2 resumes by (storage_path, name): both are a function of the job's fingerprint.
+    runs = f"{artifacts.entry_path(STAGE, job.fingerprint)}/runs"
+    artifact = None
+    failures = reached = 0
+    while artifact is None:
         # What a controller left that died, under this task or one that Ray started before it.
         free(job.claim)
         try:
-            with _own_interrupts():
-                return _trainer(job, board, runs).fit()
-        except (TrainingFailedError, ray.exceptions.RayActorError) as error:
-            failures += 1
+            artifact = _fit_once(job, board, storage.location(runs))
+        except (TrainingFailedError, ray.exceptions.RayActorError, OSError) as error:
+            # A run on another Ray cluster, which no claim keeps from this work, may have done it
+            # and deleted the folder that both were at.
+            artifact = artifacts.find(storage, STAGE, job.fingerprint)
+            if artifact:
+                break
+            step = _committed_step(storage, f"{runs}/{RUN}")
+            # Failures are counted since training last got on; over weeks there may be many.
+            failures = 1 if step > reached else failures + 1
+            reached = step
             if failures > job.training.max_failures:
                 raise
             board.on_restart.remote(job.language, root_cause(error))
             time.sleep(back_off(failures))
+    storage.delete_dir(runs)
+    return artifact
+
+
+def _fit_once(job: Job, board: Any, runs: str) -> Artifact:
+    with _own_interrupts():
+        result = _trainer(job, board, runs).fit()
+    if result.checkpoint is None:
+        raise RuntimeError("training ended without a checkpoint")
+    with result.checkpoint.as_directory() as folder:
+        return _commit(job, Path(folder))
+
+
+def _committed_step(storage: Storage, run: str) -> int:
+    """The step of the newest checkpoint that Train can go on from, 0 if there is none."""
+    from ray.train import Result
+
+    try:
+        found = Result.from_path(storage.path(run), storage.filesystem)
+    except Exception:
+        # There is none yet, or it is one from which Train could not go on either.
+        return 0
+    return int(found.metrics["step"]) if found.metrics else 0
 
 
 def _trainer(job: Job, board: Any, runs: str) -> Any:
@@ -270,7 +290,7 @@ def _trainer(job: Job, board: Any, runs: str) -> Any:
             resources_per_worker=_reservation(job),
         ),
         run_config=RunConfig(
-            name="adapter",
+            name=RUN,
             storage_path=runs,
             checkpoint_config=CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
@@ -326,17 +346,14 @@ class _RayReporter:
 
 
 def _worker(loop_config: dict[str, Any]) -> None:
-    import deepspeed
     import torch
 
+    from compass_ray.training.group import join_group
     from compass_ray.training.loop import TrainingError, train
 
     job, board = loop_config["job"], loop_config["board"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # A shared-memory all-reduce for CPUs that DeepSpeed compiles on first use: 40 s and a C++
-    # compiler, to speed up gradients of a few megabytes.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if job.shape.gpus else "gloo")
+    join_group(on_gpu=job.shape.gpus > 0)
     rows = job.subset.read_table(SUBSET, columns=["prompt", "response"])
     try:
         with _started(job) as start:

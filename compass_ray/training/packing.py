@@ -17,10 +17,10 @@ from transformers.masking_utils import create_masks_for_generate
 
 from compass_ray.training.data import Example, collate
 
-# Of a document, to see whether the model keeps packed ones apart.
+# Tokens of one document used to probe whether the model keeps packed documents apart.
 PROBE_TOKENS = 32
-# How much of the spread of its logits they may move by: rounding stays far below, and what a
-# recurrent layer carries over is far above.
+# The most that the other document may move the logits, as a share of their spread. Rounding stays
+# far below it, and what a recurrent layer carries over is far above.
 TOLERANCE = 0.05
 
 
@@ -28,7 +28,7 @@ def arrange(model: Any, part: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]
     """Labels, and what the model is to read so that documents of one row do not see each other."""
     batch = {name: torch.from_numpy(array).to(model.device) for name, array in part.items()}
     if part["documents"].max() <= 1:
-        # That nobody looks ahead is enough, and padding comes last.
+        # Causal attention is enough here: padding comes last.
         return batch["labels"], {"input_ids": batch["input_ids"]}
     if _base(model).config._attn_implementation in ("sdpa", "eager"):
         return masked(model, batch)

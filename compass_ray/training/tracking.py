@@ -2,8 +2,9 @@
 
 Where they go is set as each library's users set it: ``MLFLOW_TRACKING_URI`` and
 ``MLFLOW_EXPERIMENT_NAME``, ``WANDB_PROJECT``, ``WANDB_MODE`` and so on; TensorBoard's files are in
-``<storage>/runs/<run>/tensorboard/<language>``. A language that is trained on after a crash goes on
-in the run it had. Knows nothing of Ray or of training.
+``<storage>/runs/<run>/tensorboard/<language>/<fingerprint>``, by which trials of a search are told
+apart. A language that is trained on after a crash goes on in the run it had. Knows nothing of Ray
+or of training.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from typing import Any, Protocol
 
 from compass_ray.artifacts import Storage
 from compass_ray.config import Config, Tracker
-from compass_ray.corpora.places import first_line
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class Trackers:
         run, identity = self._config.run.name, self._identities[language]
         settings = _flat(self._config.training.model_dump(mode="json"))
         if tracker == "tensorboard":
-            return _TensorBoard(self._storage.location(f"runs/{run}/tensorboard/{language}"))
+            folder = f"runs/{run}/tensorboard/{language}/{identity}"
+            return _TensorBoard(self._storage.location(folder))
         if tracker == "mlflow":
             return _MLflow(f"{run} {language}", identity, settings)
         return _WandB(run, language, identity, settings)

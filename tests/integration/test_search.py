@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +57,19 @@ def wait_until_gone(before: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def by_status(trials: tuple[Trial, ...], status: str) -> list[Trial]:
     return [trial for trial in trials if trial.status == status]
+
+
+def kill_a_trial(killed: list[int]) -> None:
+    """What a node of theirs takes along when it is lost: a trial, and who holds the samplers."""
+    address = ray.get_runtime_context().gcs_address
+    ready = [("state", "=", "ALIVE")]
+    for name in ("Samplers", "ResourceTrainable"):
+        found: list[int] = []
+        while not found:
+            actors = list_actors(address=address, filters=ready)
+            found = [actor.pid for actor in actors if actor.class_name.endswith(name)]
+        os.kill(found[0], signal.SIGKILL)
+        killed += found
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +134,12 @@ def test_optuna_goes_on_from_the_trials_that_are_over(
         )
         return search(load_config(path))
 
+    killed: list[int] = []
+    watching = threading.Thread(target=kill_a_trial, args=(killed,), daemon=True)
+    watching.start()
     first = searched(num_samples=1)
+    assert len(killed) == 2, "it was tried again, without samplers that stay"
+    assert [trial.status for trial in first.trials] == ["finished"]
     # What becomes of a job's directory where several nodes share it.
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from compass_ray.training.group import join_group
+
 Train = Callable[[int, list[dict[str, Any]]], None]
 
 TURNS = {
@@ -48,15 +50,12 @@ def rows() -> tuple[list[str], list[str]]:
 def world() -> Iterator[None]:
     """A process group of one, as a worker has it."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
     os.environ.update({**address, "RANK": "0", "WORLD_SIZE": "1"})
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    join_group(on_gpu=False, auto_mpi_discovery=False)
     yield
     torch.distributed.destroy_process_group()
 

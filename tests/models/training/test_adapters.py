@@ -76,7 +76,7 @@ def test_a_damaged_file_is_refused(
 
 def test_under_zero_3_a_model_is_cut_up_as_it_is_read(world: None, tiny_model: Path) -> None:
     training = Training(model=str(tiny_model), deepspeed=DeepSpeed(zero_stage=3))
-    with partitioned(deepspeed_config(training, 1, torch.float32)):
+    with partitioned(deepspeed_config(training, torch.float32)):
         base = load_base(str(tiny_model), torch.float32)
     whole = load_base(str(tiny_model), torch.float32)
     assert all(weight.numel() == 0 for weight in base.parameters())

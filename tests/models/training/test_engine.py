@@ -51,7 +51,7 @@ BUILT = {
 
 ALONE = Run("llama", {"max_steps": STEPS}, workers=1)
 TOGETHER = {
-    name: Run("llama", {"max_steps": STEPS, "workers_per_language": 2, **changes})
+    name: Run("llama", {"max_steps": STEPS, **changes})
     for name, changes in {
         "two": {},
         "micro": {"micro_batch_size": 1},
@@ -101,7 +101,9 @@ def trained(
     for workers in (2, 1, 3):
         asked = [
             {
-                "training": settings(architectures[run.model], **run.changes),
+                "training": settings(
+                    architectures[run.model], workers_per_language=workers, **run.changes
+                ),
                 "out": str(root / name),
                 "resume": run.resume and str(root / run.resume / "step-5"),
             }

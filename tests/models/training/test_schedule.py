@@ -25,8 +25,8 @@ def test_one_step_needs_no_warm_up() -> None:
 
 
 def test_the_global_batch_is_spread_over_workers() -> None:
-    config = Training(batch_size=16, deepspeed={"zero_stage": 3})
-    made = deepspeed_config(config, world=4, dtype=torch.float32)
+    config = Training(batch_size=16, workers_per_language=4, deepspeed={"zero_stage": 3})
+    made = deepspeed_config(config, torch.float32)
     assert made["train_micro_batch_size_per_gpu"] == 4
     assert made["zero_optimization"] == {"stage": 3}
     assert made["bf16"] == {"enabled": False}

@@ -13,6 +13,7 @@ from compass_ray.config import Config
 from compass_ray.training import tracking
 from compass_ray.training.tracking import Trackers
 
+IDENTITY = "0123456789abcdef0123"
 STEPS = [
     {"step": n, "loss": 3.0 / n, "learning_rate": 1e-4, "tokens": 10 * n, "seconds": 0.5}
     | {"targets": 3, "validation_loss": 2.5 if n == 2 else None}
@@ -24,7 +25,7 @@ def trackers(name: str, storage: Path, *others: str) -> Trackers:
     config = Config.model_validate(
         {"languages": ["sw"], "run": {"name": "night", "trackers": [name, *others]}}
     )
-    return Trackers(config, Storage.open(str(storage)), {"sw": "0123456789abcdef0123"})
+    return Trackers(config, Storage.open(str(storage)), {"sw": IDENTITY})
 
 
 def follow(name: str, storage: Path, failed: bool = False) -> None:
@@ -64,7 +65,7 @@ def on_tensorboard(storage: Path) -> dict[tuple[str, int], float]:
     """Values by tag and step."""
     return {
         (value.tag, event.step): value.simple_value
-        for file in (storage / "runs/night/tensorboard/sw").iterdir()
+        for file in (storage / f"runs/night/tensorboard/sw/{IDENTITY}").iterdir()
         for event in events(file)
         for value in event.summary.value
     }

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 
 from compass_ray.config import Training
+from compass_ray.training.group import join_group
 from compass_ray.training.loop import Step, train
 
 
@@ -44,8 +44,7 @@ class Folder:
 
 def main(spec: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo")
+    join_group(on_gpu=False)
     for run in spec["runs"]:
         out = Path(run["out"])
         reporter = Folder(out, run.get("resume"))

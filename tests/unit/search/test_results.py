@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,23 @@ def test_the_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_best_is_of_the_finished_by_the_direction_of_its_metric() -> None:
-    assert best_of(TRIALS, "accuracy") is TRIALS[1]
-    assert best_of(TRIALS, "tokens") is TRIALS[0]
-    assert best_of(TRIALS[-1:], "accuracy") is None
-    assert [trial.key for trial in in_order(TRIALS, "accuracy")] == ["b", "d", "c", "a", "e"]
+    assert best_of(TRIALS, ["accuracy"]) is TRIALS[1]
+    assert best_of(TRIALS, ["tokens"]) is TRIALS[0]
+    assert best_of(TRIALS[-1:], ["accuracy"]) is None
+    assert [trial.key for trial in in_order(TRIALS, ["accuracy"])] == ["b", "d", "c", "a", "e"]
+
+
+def test_equals_are_told_apart_by_the_next_metric_then_by_tokens_then_by_key() -> None:
+    quick, slow = (replace(TRIALS[3], key=key, device_hours=h) for key, h in (("z", 1.0), ("d", 2)))
+    cheap = replace(slow, key="y", tokens=300)
+    assert best_of([slow, quick, cheap], ["accuracy", "device_hours"]) is quick
+    assert best_of([slow, quick, cheap], ["accuracy"]) is cheap
+    assert best_of([quick, slow], ["accuracy"]) is slow
+    worse = replace(quick, accuracy=0.1)
+    ordered = in_order([cheap, slow, TRIALS[4], worse, quick], ["accuracy", "device_hours"])
+    assert ordered == [quick, cheap, slow, worse, TRIALS[4]]
+    rows = as_table([slow, quick], ["accuracy", "device_hours"]).to_pylist()
+    assert [row["key"] for row in rows] == ["z", "d"]
 
 
 def test_the_table_marks_the_front_and_has_a_column_a_key() -> None:
