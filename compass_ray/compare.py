@@ -57,8 +57,9 @@ def collect(
         seeds: how often each is trained.
         evaluation: items to score on; default: the run's.
 
-    Raises ``UserError`` for a strategy that is not known. Raises ``RuntimeError`` when a language
-    fails to train or to be scored, since a table with a hole in it compares nothing.
+    Raises ``UserError`` for a strategy that is not known, or that has no rows to train a language
+    on. Raises ``RuntimeError`` when a language fails to train or to be scored, since a table with
+    a hole in it compares nothing.
     """
     unknown = sorted(set(strategies) - set(get_args(Strategy)))
     if unknown:
@@ -75,20 +76,37 @@ def collect(
         clustered = cluster_corpus(seeded, storage, corpus, embed(seeded, storage, corpus))
         items = read_corpora(on_items(seeded, evaluation), storage) if evaluation else corpus
         fixed = _with_equal_steps(seeded, storage, clustered)
-        for name in names:
+        trials = {name: _with_strategy(fixed, name) for name in names}
+        # A strategy that cannot train the last language would otherwise cost the table of all.
+        for name, trial in trials.items():
+            check_rows(name, sample(trial, storage, clustered).subsets)
+        for name, trial in trials.items():
             log.info("compare: %s, seed %d", name, seed)
-            sampling = fixed.sampling.model_copy(update={"strategy": name})
-            trial = fixed.model_copy(update={"sampling": sampling})
             trained = _trained(name, trial, storage, clustered)
             scored_on = on_items(trial, evaluation) if evaluation else trial
             _add_answers(answers, name, scored_on, storage, items, trained)
     return answers
 
 
+def check_rows(strategy: str, subsets: Mapping[str, Artifact]) -> None:
+    """Raises ``UserError`` for a language that the strategy has no rows to train on."""
+    for language, subset in subsets.items():
+        if not subset.summary["rows"]:
+            rows = "own rows" if strategy == "target_only" else "rows"
+            raise UserError(
+                f"strategy {strategy}: {language} has no {rows} to train on; leave it out of "
+                "--strategies"
+            )
+
+
+def _with_strategy(config: Config, name: str) -> Config:
+    sampling = config.sampling.model_copy(update={"strategy": name})
+    return config.model_copy(update={"sampling": sampling})
+
+
 def _with_equal_steps(config: Config, storage: Storage, clustered: Clustered) -> Config:
     """Fix the steps at what ``compass`` takes, so that more rows do not mean more training."""
-    sampling = config.sampling.model_copy(update={"strategy": REFERENCE})
-    subsets = sample(config.model_copy(update={"sampling": sampling}), storage, clustered).subsets
+    subsets = sample(_with_strategy(config, REFERENCE), storage, clustered).subsets
     steps = max(_steps(config, subset) for subset in subsets.values())
     training = config.training.model_copy(update={"max_steps": steps})
     return config.model_copy(update={"training": training})

@@ -17,6 +17,11 @@ TAGS: dict[str, tuple[str, ...]] = {
     "compass_stage_device_hours": ("run", "stage", "device"),
     "compass_accuracy": ("run", "language", "task", "model"),
     "compass_trials_over": ("run", "status"),
+    # Of the newest window that was judged; drifted is 1 or 0.
+    "compass_drift_divergence": ("language",),
+    "compass_drift_threshold": ("language",),
+    "compass_drift_novel_share": ("language",),
+    "compass_drift_drifted": ("language",),
 }
 _gauges: dict[str, Any] = {}
 

@@ -13,8 +13,8 @@ the null hypothesis is that window and reference are draws of one usage. Two thi
 the first two tests, whose joint rate is calibrated, and a third for the last, so that a stable
 stream alarms at a rate of at most alpha.
 
-Shapes: N prompts of the window, R of the reference, K clusters, M resamples. Divergences are in
-bits. Knows nothing of texts, encoders or files.
+Shapes: N prompts of the window, R of the reference, K clusters, M resamples, G groups of prompts
+that are alike. Divergences are in bits. Knows nothing of texts, encoders or files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
 
 from compass_ray.clustering.novelty import is_novel, known_beyond, novelty_cutoff
-from compass_ray.sampling.distribution import histogram, js_divergence
+from compass_ray.sampling.distribution import histogram
 
 FloatArray = NDArray[np.float64]
 Threshold = float | Literal["calibrated"]
@@ -38,6 +38,9 @@ RESAMPLES = 2999
 
 NOVELTY_PART = 1 / 3
 """Part of alpha that the novelty test spends."""
+
+# Numbers in one block of splits, 32 MB.
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +63,6 @@ class Located:
     def shares(self, k: int) -> FloatArray:
         counts_K = histogram(self.clusters_N, k, self.weights_N)
         return np.asarray(counts_K / counts_K.sum())
-
-    def whole_counts(self, k: int) -> NDArray[np.int64]:
-        """Shares as whole prompts [K], as many as the weights are worth.
-
-        Weighted prompts tell as much as ``(Σw)² / Σw²`` unweighted ones (Kish, 1965); with equal
-        weights these are the plain counts.
-        """
-        worth = self.weights_N.sum() ** 2 / np.square(self.weights_N).sum()
-        exact_K = self.shares(k) * round(worth)
-        counts_K: NDArray[np.int64] = np.floor(exact_K + 1e-9).astype(np.int64)
-        short = round(worth) - int(counts_K.sum())
-        counts_K[np.argsort(counts_K - exact_K, kind="stable")[:short]] += 1
-        return counts_K
 
 
 @dataclass(frozen=True)
@@ -148,13 +138,14 @@ def detect(
     if not len(reference) or not len(window):
         raise ValueError("drift: both the reference and the window need prompts")
     before_K, after_K = reference.shares(k), window.shares(k)
-    counts = reference.whole_counts(k), window.whole_counts(k)
+    pooled = Pooled.of(reference, window)
     if threshold == "calibrated":
-        limits = calibrated_limits(*counts, alpha * (1 - NOVELTY_PART), seed)
+        limits = calibrated_limits(pooled, alpha * (1 - NOVELTY_PART), seed)
     else:
         limits = Limits(threshold, math.inf)
-    divergence = js_divergence(before_K, after_K)
-    largest = float(_largest_moves(counts[0] + counts[1], counts[1][None])[0])
+    divergence, largest = (
+        float(found_M[0]) for found_M in pooled.statistics(pooled.window_G[None])
+    )
     cutoff, most = novelty_limit(reference.distances_N, len(window), alpha * NOVELTY_PART)
     novel = int(is_novel(window.distances_N, cutoff).sum())
     return DriftReport(
@@ -180,27 +171,94 @@ class Limits:
     largest_move: float
 
 
-def calibrated_limits(
-    reference_K: NDArray[np.int64], window_K: NDArray[np.int64], alpha: float, seed: int = 0
-) -> Limits:
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """Reference and window put together; prompts of one cluster and weight are alike, and counted.
+
+    Attributes:
+        clusters_G: cluster of each group, ascending.
+        weights_G: weight of each of its prompts; the largest is 1.
+        reference_G: prompts of the reference.
+        window_G: prompts of the window.
+    """
+
+    clusters_G: NDArray[np.int64]
+    weights_G: FloatArray
+    reference_G: NDArray[np.int64]
+    window_G: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, reference: Located, window: Located) -> Pooled:
+        weights = np.concatenate([reference.weights_N, window.weights_N])
+        clusters = np.concatenate([reference.clusters_N, window.clusters_N])
+        prompts = np.column_stack([clusters, weights / weights.max()])
+        groups_G2, group_N = np.unique(prompts, axis=0, return_inverse=True)
+        size = len(groups_G2)
+        return cls(
+            groups_G2[:, 0].astype(np.int64),
+            groups_G2[:, 1],
+            np.bincount(group_N[: len(reference)], minlength=size),
+            np.bincount(group_N[len(reference) :], minlength=size),
+        )
+
+    def statistics(self, windows_MG: NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
+        """Divergence [M] and largest standardised change of one cluster's share [M] of splits.
+
+        The change is what a cluster's weight in the window exceeds its share of the pool by, in
+        standard deviations of drawing the window's prompts from the pool without replacement.
+
+        Args:
+            windows_MG: for each split, how many prompts of each group fell into the window.
+        """
+        pooled_G = self.reference_G + self.window_G
+        rows, size = int(pooled_G.sum()), int(self.window_G.sum())
+        # G may be as many as there are prompts; only clusters that have any matter.
+        starts = np.flatnonzero(np.diff(self.clusters_G, prepend=-1))
+
+        def by_cluster(groups: FloatArray) -> FloatArray:
+            return np.asarray(np.add.reduceat(groups, starts, axis=-1))
+
+        pool_K = by_cluster(pooled_G * self.weights_G)
+        share_K = pool_K / pool_K.sum()
+        window_MK = by_cluster(windows_MG * self.weights_G)
+        rest_MK = pool_K - window_MK
+        total_M1 = window_MK.sum(axis=1, keepdims=True)
+        divergences_M = _divergences(
+            rest_MK / rest_MK.sum(axis=1, keepdims=True), window_MK / total_M1
+        )
+        square_K = by_cluster(pooled_G * self.weights_G**2)
+        spread_K = square_K * (1 - 2 * share_K) + share_K**2 * square_K.sum()
+        variance_K = spread_K * size * (rows - size) / (rows * max(rows - 1, 1))
+        # A cluster of a prompt or two would otherwise have the largest deviation of nearly any
+        # split.
+        least_K = np.maximum.reduceat(self.weights_G, starts) ** 2 / 4
+        deviation_MK = np.abs(window_MK - share_K * total_M1)
+        return divergences_M, np.asarray(
+            (deviation_MK / np.sqrt(np.maximum(variance_K, least_K))).max(axis=1)
+        )
+
+
+def calibrated_limits(pooled: Pooled, alpha: float, seed: int = 0) -> Limits:
     """What the two statistics of two draws of one usage exceed, one or the other, at ``alpha``.
 
-    Reference and window are put together and split again at random M times: if they come from
-    one usage, the split they came in is one of those (a permutation test, exact at any size). Both
-    limits are exceeded equally often, and by at most ``alpha (M + 1) - 1`` splits together;
-    infinite where that is less than none.
+    Reference and window are put together and split again at random M times, each prompt with its
+    weight: if they come from one usage, the split they came in is one of those (a permutation
+    test, exact at any size and with any weights). Both limits are exceeded equally often, and by
+    at most ``alpha (M + 1) - 1`` splits together; infinite where that is less than none.
 
     Args:
-        reference_K: prompts of the reference in each cluster.
-        window_K: prompts of the window in each cluster.
+        pooled: reference and window.
         alpha: in (0, 1).
     """
     rng = np.random.default_rng(seed)
-    pooled_K, size = reference_K + window_K, int(window_K.sum())
-    splits_MK = rng.multivariate_hypergeometric(pooled_K, size, RESAMPLES, method="marginals")
-    others_MK = pooled_K - splits_MK
-    divergences_M = _divergences(others_MK / reference_K.sum(), splits_MK / size)
-    largest_M = _largest_moves(pooled_K, splits_MK)
+    pooled_G, size = pooled.reference_G + pooled.window_G, int(pooled.window_G.sum())
+    height = max(1, _BLOCK // len(pooled_G))
+    found = []
+    for start in range(0, RESAMPLES, height):
+        count = min(height, RESAMPLES - start)
+        splits_MG = rng.multivariate_hypergeometric(pooled_G, size, count, method="marginals")
+        found.append(pooled.statistics(splits_MG))
+    divergences_M, largest_M = (np.concatenate(parts) for parts in zip(*found, strict=True))
     sorted_divergences, sorted_largest = np.sort(divergences_M), np.sort(largest_M)
     # The window is one of M + 1 equally likely splits and may be among those that exceed, too.
     most = math.floor(alpha * (RESAMPLES + 1) + 1e-9) - 1
@@ -210,16 +268,6 @@ def calibrated_limits(
         if exceeding.sum() <= most:
             return limits
     return Limits(math.inf, math.inf)
-
-
-def _largest_moves(pooled_K: NDArray[np.int64], splits_MK: NDArray[np.int64]) -> FloatArray:
-    """Largest of the clusters' deviations from the share of the pool, in hypergeometric sigmas."""
-    rows, size = int(pooled_K.sum()), int(splits_MK[0].sum())
-    expected_K = pooled_K * (size / rows)
-    variance_K = expected_K * (1 - pooled_K / rows) * (rows - size) / max(rows - 1, 1)
-    # A cluster of a prompt or two would otherwise have the largest deviation of nearly any split.
-    deviation_K = np.sqrt(np.maximum(variance_K, 0.25))
-    return np.asarray((np.abs(splits_MK - expected_K) / deviation_K).max(axis=1))
 
 
 def novelty_limit(reference_R: ArrayLike, size: int, alpha: float) -> tuple[float, int]:

@@ -43,7 +43,7 @@ class Parent:
     Attributes:
         folder: where in the storage its PEFT files, anchors and Fisher information are.
         fingerprint: of its training.
-        updates: how many updates made it.
+        updates: how many updates its Fisher information is the mean of.
         anchors: names the rows of its history that are replayed.
         rows: all rows it was trained on (``prompt``, ``response`` and more).
     """

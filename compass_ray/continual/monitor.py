@@ -36,12 +36,15 @@ class DriftMonitor:
         self._seed = folder.config.run.seed
         self._locator = locator or Locator(folder)
 
-    def check(self, usage: Sequence[str] | pa.Table | Located) -> DriftReport:
+    def check(
+        self, usage: Sequence[str] | pa.Table | Located, alpha: float | None = None
+    ) -> DriftReport:
         """Compare usage with the reference.
 
         Args:
             usage: prompts; a table with ``prompt`` and, if wanted, ``weight``; or prompts that
                 are located already. At least one.
+            alpha: rate at which unchanged usage alarms; default: ``continual.alpha``.
 
         Raises:
             ValueError: there are no prompts.
@@ -57,7 +60,7 @@ class DriftMonitor:
             self.reference.usage,
             located,
             self._locator.k,
-            alpha=self._settings.alpha,
+            alpha=self._settings.alpha if alpha is None else alpha,
             threshold=self._settings.threshold,
             seed=self._seed,
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compass_ray.continual.drift import Located
-from compass_ray.sampling.distribution import FloatArray, histogram
+from compass_ray.sampling.distribution import FloatArray, histogram, prototypes
 
 REFERENCE = "reference.npz"
 
@@ -32,11 +32,7 @@ class Reference:
     @classmethod
     def of(cls, usage: Located, vectors_RD: NDArray[np.float32], k: int) -> Reference:
         """From located prompts and their unit vectors, row for row."""
-        sums_KD = np.zeros((k, vectors_RD.shape[1]))
-        np.add.at(sums_KD, usage.clusters_N, vectors_RD * usage.weights_N[:, None])
-        lengths_K1 = np.linalg.norm(sums_KD, axis=1, keepdims=True)
-        unit_KD = sums_KD / np.where(lengths_K1 > 0, lengths_K1, 1)
-        return cls(usage, unit_KD.astype(np.float32))
+        return cls(usage, prototypes(vectors_RD, usage.clusters_N, usage.weights_N, k))
 
     @property
     def k(self) -> int:

@@ -38,7 +38,7 @@ class Version:
 
     @property
     def name(self) -> str:
-        return _name(self.number)
+        return version_name(self.number)
 
 
 class Registry:
@@ -91,7 +91,7 @@ class Registry:
         """Write a new version; it is there once this returns, and not current."""
         known = self.versions()
         number = known[-1].number + 1 if known else 1
-        folder = f"{self._folder}/{_name(number)}"
+        folder = f"{self._folder}/{version_name(number)}"
         # What a killed writer left has no version.json and belongs to nobody.
         self.storage.delete_dir(folder)
         for name, data in files.items():
@@ -126,7 +126,7 @@ class Registry:
                     f"{self.language}: {was.name} was not made by an update, so there is none to "
                     f"go back to; name one with --to: {', '.join(known)}"
                 )
-            to = _name(parent)
+            to = version_name(parent)
         version = self.named(to)
         self.make_current(version, f"rolled back from {was.name}")
         return was, version
@@ -137,11 +137,12 @@ class Registry:
         return told
 
     def _read(self, number: int) -> Version:
-        folder = f"{self._folder}/{_name(number)}"
+        folder = f"{self._folder}/{version_name(number)}"
         return Version(number, folder, self.storage.read_json(f"{folder}/{VERSION_FILE}"))
 
 
-def _name(number: int) -> str:
+def version_name(number: int) -> str:
+    """The folder of a version: ``v0001``."""
     return f"v{number:04d}"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compass_ray.artifacts import Storage
 from compass_ray.clustering.kmeans import Clusters
-from compass_ray.config import Config
+from compass_ray.config import Config, Source
 from compass_ray.continual.drift import Located
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Registry, Version
@@ -65,7 +65,25 @@ class RunFolder:
     @cached_property
     def config(self) -> Config:
         where = self.storage.location(f"runs/{self.name}/manifest.json")
-        return build_config(self.manifest["config"], where=where)
+        config = build_config(self.manifest["config"], where=where)
+        # What was typed may have been relative to a folder that this process is not in.
+        run = config.run.model_copy(update={"storage": self.storage.uri})
+        return config.model_copy(update={"run": run})
+
+    def usage_source(self, path: str) -> Source:
+        """New usage at ``path``, read as the run read its own where that was all read alike."""
+        kept = self.storage.location(self.path("monitor")).partition("?")[0]
+        if path.startswith(f"{kept}/"):
+            return Source(path=path)  # a window that drifted, which has our own columns
+        own = self.config.corpora.usage
+        alike: dict[str, Any] = {
+            key: getattr(own[0], key)
+            for key in ("columns", "format", "language")
+            if len({str(getattr(source, key)) for source in own}) == 1
+        }
+        if len(self.config.languages) == 1:
+            alike["language"] = alike.get("language") or self.config.languages[0]
+        return Source(path=path, **alike)
 
     def registry(self, language: str) -> Registry:
         return Registry(self.storage, self.name, language)

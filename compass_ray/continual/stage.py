@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -15,7 +14,7 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import CENTROIDS as CENTROIDS_FILE
 from compass_ray.clustering.stage import SPACE as SPACE_FILE
 from compass_ray.clustering.stage import Clustered
-from compass_ray.config import Config
+from compass_ray.config import Config, Role
 from compass_ray.continual.anchors import choose_anchors
 from compass_ray.continual.drift import Located
 from compass_ray.continual.reference import REFERENCE, Reference
@@ -27,7 +26,7 @@ from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.launch import ADAPTER, ANCHORS
 
 STAGE = "keepsakes"
-VERSION = 1
+VERSION = 2
 ROWS = "rows.parquet"
 KEPT_COLUMNS = [*SCHEMA.names, "cluster"]
 
@@ -38,6 +37,7 @@ def keepsakes(
     """Reference usage, rows trained on and anchors of each language, computed or cached."""
     connect()
     fraction = config.continual.replay_fraction
+    rescored = config.sampling.within == "centroid"
     keys = {
         language: artifacts.fingerprint(
             stage=STAGE,
@@ -50,7 +50,9 @@ def keepsakes(
     }
     found = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
     missing = {
-        language: _keep.remote(clustered, language, subsets[language], keys[language], fraction)
+        language: _keep.remote(
+            clustered, language, subsets[language], keys[language], fraction, rescored
+        )
         for language, artifact in found.items()
         if artifact is None
     }
@@ -99,11 +101,16 @@ def kept_names() -> tuple[str, ...]:
 
 @ray.remote(num_cpus=1)
 def _keep(
-    clustered: Clustered, language: str, subset: Artifact, fingerprint: str, fraction: float
+    clustered: Clustered,
+    language: str,
+    subset: Artifact,
+    fingerprint: str,
+    fraction: float,
+    rescored: bool,
 ) -> Artifact:
     reference = read_reference(clustered, language)
     rows = subset.read_table(SUBSET)
-    scores = _with_own_scores(clustered, language, rows, reference)
+    scores = prototype_cosines(clustered, rows, reference, rescored)
     chosen = choose_anchors(rows["cluster"].to_numpy(), scores, reference.counts(), fraction)
     draft = artifacts.begin(subset.storage, STAGE, fingerprint)
     draft.write_bytes(REFERENCE, reference.to_bytes())
@@ -130,27 +137,43 @@ def read_reference(clustered: Clustered, language: str) -> Reference:
     return Reference.of(usage, np.concatenate(vectors), k)
 
 
-def _with_own_scores(
-    clustered: Clustered, language: str, rows: pa.Table, reference: Reference
+def prototype_cosines(
+    clustered: Clustered, rows: pa.Table, reference: Reference, rescored: bool
 ) -> NDArray[np.float64]:
-    """Cosine to the usage prototype of the cluster; picked rows have theirs, own rows get it."""
-    scores: NDArray[np.float64] = np.array(
-        pc.fill_null(rows["score"], float("nan")).to_pylist(), dtype=np.float64
-    )
-    space, own = clustered.read_space(), dict[str, float]()
-    for number, part in enumerate(clustered.parts):
-        if part.part.role != "train" or language not in part.part.languages:
+    """Cosine of each row of a subset to the usage prototype of its cluster.
+
+    Picked rows bring theirs as their score, which saves reading the pool for them; that of own rows
+    is worked out here.
+
+    Args:
+        clustered: has the rows' vectors.
+        rows: of a subset, [N].
+        reference: the usage that the subset was made for.
+        rescored: whether the scores of picked rows are to something else, as they are with
+            ``sampling.within: centroid``.
+
+    Returns:
+        float64 [N]; NaN for a row that is in no part of ``clustered``.
+    """
+    cosines_N: NDArray[np.float64] = np.array(rows["score"].to_pylist(), dtype=np.float64)
+    if rescored:
+        cosines_N[:] = np.nan
+    prototypes_ND = reference.prototypes_KD[rows["cluster"].to_numpy()]
+    ids, languages = rows["id"].to_pylist(), rows["language"].to_pylist()
+    missing = {ids[row]: row for row in map(int, np.flatnonzero(np.isnan(cosines_N)))}
+    roles: tuple[Role, ...] = ("train", "auxiliary") if rescored else ("train",)
+    space = clustered.read_space()
+    for part in (part for part in clustered.parts if part.part.role in roles):
+        if not missing:
+            break
+        stored = clustered.artifact.storage.read_table(part.part.path, ["id"])["id"].to_pylist()
+        places = [place for place, row_id in enumerate(stored) if row_id in missing]
+        if not places:
             continue
-        table, mine = _rows_of(clustered, number, language, ["id"])
-        vectors = space.transform(part.read_vectors()[mine], [language] * len(mine))
-        wanted = reference.prototypes_KD[
-            clustered.read_assignment(number)["cluster"].to_numpy()[mine]
-        ]
-        cosines = np.einsum("nd,nd->n", vectors, wanted)
-        own |= dict(zip(table["id"].take(mine).to_pylist(), cosines, strict=True))
-    for row in np.flatnonzero(np.isnan(scores)):
-        scores[row] = own.get(rows["id"][int(row)].as_py(), np.nan)
-    return scores
+        found = [missing.pop(stored[place]) for place in places]
+        vectors = space.transform(part.read_vectors()[places], [languages[row] for row in found])
+        cosines_N[found] = np.einsum("nd,nd->n", vectors, prototypes_ND[found])
+    return cosines_N
 
 
 def _rows_of(

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from compass_ray.continual.watch import Look
+from compass_ray.strict_json import to_json
 
 
 def shown(look: Look, as_json: bool) -> str:
@@ -13,7 +14,7 @@ def shown(look: Look, as_json: bool) -> str:
     if not as_json:
         return table(look)
     told = {"drifted": look.drifted, "prompts": dict(look.prompts), "windows": look.windows}
-    return json.dumps({**told, "standing": look.standing}, ensure_ascii=False)
+    return to_json({**told, "standing": look.standing}, indent=None)
 
 
 def table(look: Look) -> str:

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, assign_corpus
-from compass_ray.config import Config, Source
+from compass_ray.config import Config
 from compass_ray.continual import gate
 from compass_ray.continual.anchors import choose_anchors
 from compass_ray.continual.drift import DriftReport, detect
-from compass_ray.continual.gate import Pair, Verdict
+from compass_ray.continual.gate import Answered, Verdict
 from compass_ray.continual.methods import Parent, train_update
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Version
@@ -32,6 +32,7 @@ from compass_ray.continual.stage import (
     KEPT_COLUMNS,
     ROWS,
     adapter_files,
+    prototype_cosines,
     read_reference,
 )
 from compass_ray.corpora.stage import Corpus, read_corpora
@@ -43,6 +44,7 @@ from compass_ray.pipeline import STAGES, check_config
 from compass_ray.sampling.actor import History
 from compass_ray.sampling.stage import sample
 from compass_ray.sampling.subset import SUBSET
+from compass_ray.training.fisher import FISHER_FILE
 from compass_ray.training.launch import ADAPTER, ANCHORS, STAGE
 
 log = logging.getLogger(__name__)
@@ -140,7 +142,7 @@ def _config(run: RunFolder, usage: str, overrides: Sequence[str]) -> Config:
             "training.deepspeed.zero_stage: an update needs whole weights on each worker, so 0, 1 "
             "or 2; add --set training.deepspeed.zero_stage=2"
         )
-    corpora = config.corpora.model_copy(update={"usage": [Source(path=usage)]})
+    corpora = config.corpora.model_copy(update={"usage": [run.usage_source(usage)]})
     # Long-context items are of no subject that users ask about.
     tasks = [task for task in config.evaluation.tasks if task != "oneruler"] or ["items"]
     quick = config.evaluation.model_copy(update={"baseline": False, "tasks": tasks})
@@ -180,6 +182,7 @@ class _Work:
     before: Reference
     usage: Reference
     content: list[list[str]]
+    clustered: Clustered
 
     @classmethod
     def begin(
@@ -190,13 +193,13 @@ class _Work:
         parent = Parent(
             folder=version.folder,
             fingerprint=version.about["fingerprint"],
-            updates=version.about.get("updates", 0),
+            updates=fisher_updates(run.storage, version),
             anchors=artifacts.fingerprint(anchors=anchors["id"].to_pylist()),
             rows=_history(run, language, version),
         )
         content = [p.identity() for p in corpus.of("usage") if language in p.languages]
         before, usage = run.reference(version), read_reference(clustered, language)
-        return cls(run, config, language, version, parent, before, usage, content)
+        return cls(run, config, language, version, parent, before, usage, content, clustered)
 
     @property
     def history(self) -> History:
@@ -243,7 +246,9 @@ class _Work:
         rows = subset.read_table(SUBSET)
         chosen = choose_anchors(
             rows["cluster"].to_numpy(),
-            np.array(rows["score"].to_pylist(), dtype=np.float64),
+            prototype_cosines(
+                self.clustered, rows, self.usage, self.config.sampling.within == "centroid"
+            ),
             self.usage.counts(),
             self.config.continual.replay_fraction,
         )
@@ -251,7 +256,16 @@ class _Work:
         old = self.run.storage.read_table(f"{self.version.folder}/{ANCHORS}")
         tables = {ROWS: rows, ANCHORS: pa.concat_tables([old, rows.take(chosen)])}
         files = adapter_files(adapter) | {REFERENCE: self.usage.to_bytes()}
+        if FISHER_FILE not in files and self._fisher_updates(adapter):
+            before = f"{self.version.folder}/{FISHER_FILE}"
+            files[FISHER_FILE] = self.run.storage.read_bytes(before)
         return files | {name: _parquet(table) for name, table in tables.items()}
+
+    def _fisher_updates(self, adapter: Artifact) -> int:
+        if f"{ADAPTER}/{FISHER_FILE}" in adapter.files:
+            return self.parent.updates + 1
+        # The parent's says nothing of weights that began anew.
+        return 0 if self.config.continual.method == "full_retrain" else self.parent.updates
 
     def _about(self, adapter: Artifact, subset: Artifact, verdict: Verdict) -> dict[str, Any]:
         return {
@@ -259,7 +273,7 @@ class _Work:
             "method": self.config.continual.method,
             "parent": self.version.number,
             "fingerprint": adapter.fingerprint,
-            "updates": self.parent.updates + 1,
+            "fisher_updates": self._fisher_updates(adapter),
             "rows": self.parent.rows.num_rows + subset.summary["rows"],
             "usage": {
                 "path": self.config.corpora.usage[0].path,
@@ -277,6 +291,15 @@ def _history(run: RunFolder, language: str, version: Version) -> pa.Table:
     """All rows a version was trained on, its parents' first."""
     line = run.registry(language).line_of(version)
     return pa.concat_tables(run.storage.read_table(f"{v.folder}/{ROWS}") for v in line)
+
+
+def fisher_updates(storage: Storage, version: Version) -> int:
+    """How many updates a version's Fisher information is the mean of; 0 where it has none."""
+    if "fisher_updates" in version.about:
+        return int(version.about["fisher_updates"])
+    # Older versions counted all updates, and did not carry the file past one that made none.
+    kept = storage.exists(f"{version.folder}/{FISHER_FILE}")
+    return int(version.about.get("updates", 1)) if kept else 0
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -305,18 +328,21 @@ def _verdicts(
     locator = Locator(run)
     verdicts = {}
     for language in adapters:
-        weigh = _Weigh(locator, language, old.get(language))
-        before = weigh.pair(work[language].before.counts())
-        if own_items is None:
-            after = weigh.pair(work[language].usage.counts())
-        else:
-            mine = own_items.get(language)
-            after = mine and gate.weighted_pair(*mine[1:], np.ones(len(mine[0])))
+        answered = old.get(language, _NOTHING)
+        clusters_N = locator.locate(answered.questions, language).clusters_N
+        before, after = (
+            answered.pair(gate.item_weights(clusters_N, usage.counts()))
+            for usage in (work[language].before, work[language].usage)
+        )
+        if own_items is not None:
+            own = own_items.get(language, _NOTHING)
+            items = len(own.questions)
+            after = own.pair(np.ones(items) / max(items, 1))
         verdicts[language] = gate.judge(before, after, config.continual.tolerance)
     return verdicts
 
 
-Answers = tuple[list[str], np.ndarray, np.ndarray]
+_NOTHING = Answered((), np.empty(0), np.empty(0))
 
 
 def _scored(
@@ -325,49 +351,50 @@ def _scored(
     corpus: Corpus,
     current: Mapping[str, Artifact],
     updated: Mapping[str, Artifact],
-) -> dict[str, Answers]:
-    """Questions of each language, and whether the current adapter and the update answer them.
+) -> dict[str, Answered]:
+    """What the current adapters and the updates answer, by language.
 
     Items without a question, of which some benchmarks are made, are like no usage and left out.
+
+    Raises:
+        RuntimeError: the two were not scored on the same items.
     """
-    both: list[dict[str, dict[str, list[Any]]]] = []
-    for adapters in (current, updated):
-        told: dict[str, dict[str, list[Any]]] = {}
-        for compared in evaluate(config, storage, corpus, adapters).whole().comparisons:
-            mine = told.setdefault(compared.language, {"question": [], "correct": []})
-            items = compared.adapter.filter(pc.is_valid(compared.adapter["question"]))
-            for column, values in mine.items():
-                values += items[column].to_pylist()
-            lacking = len(compared.adapter) - len(items)
-            if lacking and adapters is current:
-                log.warning(
-                    "update %s: %d items of %s have no question to compare with usage; left out",
-                    *(compared.language, lacking, compared.task),
-                )
-        both.append(told)
-    before, after = both
-    return {
-        language: (
-            told["question"],
-            np.array(told["correct"]),
-            np.array(after[language]["correct"]),
+    before, after = (
+        evaluate(config, storage, corpus, adapters).whole().comparisons
+        for adapters in (current, updated)
+    )
+    scored_after = {(compared.language, compared.task): compared.adapter for compared in after}
+    found: dict[str, list[pa.Table]] = {}
+    for compared in before:
+        language, task = compared.language, compared.task
+        items, again = compared.adapter, scored_after.get((language, task))
+        if again is None or not items["id"].equals(again["id"]):
+            raise RuntimeError(
+                f"update {language}: the current adapter and the update were scored on different "
+                f"items of {task}, so they cannot be compared"
+            )
+        both = pa.table(
+            {
+                "question": items["question"],
+                "current": items["correct"].cast(pa.float64()),
+                "updated": again["correct"].cast(pa.float64()),
+            }
         )
-        for language, told in before.items()
+        told = both.filter(pc.is_valid(both["question"]))
+        lacking = len(both) - len(told)
+        if lacking:
+            log.warning(
+                "update %s: %d items of %s have no question to compare with usage; left out",
+                *(language, lacking, task),
+            )
+        found.setdefault(language, []).append(told)
+    whole = {language: pa.concat_tables(tables) for language, tables in found.items()}
+    return {
+        language: Answered(
+            items["question"].to_pylist(), items["current"].to_numpy(), items["updated"].to_numpy()
+        )
+        for language, items in whole.items()
     }
-
-
-class _Weigh:
-    """Scores on one language's items under any usage."""
-
-    def __init__(self, locator: Locator, language: str, answers: Answers | None) -> None:
-        self._answers = answers
-        self._clusters = locator.locate(answers[0], language).clusters_N if answers else None
-
-    def pair(self, usage_K: np.ndarray) -> Pair | None:
-        if self._answers is None or self._clusters is None:
-            return None
-        weights = gate.item_weights(self._clusters, usage_K)
-        return gate.weighted_pair(*self._answers[1:], weights)
 
 
 def adapter_of(storage: Storage, version: Version) -> Artifact:

@@ -9,21 +9,25 @@ under its old name is read from its start. Knows nothing of languages, clusters 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compass_ray.config import Source
-from compass_ray.corpora.sources import FileRef, list_files, open_stream, read_batches
+from compass_ray.corpora.sources import (
+    MAX_LINE_BYTES,
+    FileRef,
+    Record,
+    is_blank,
+    list_files,
+    open_stream,
+    parse_line,
+    read_batches,
+)
 from compass_ray.errors import UserError
-
-Record = dict[str, Any]
 
 _BATCH = 1024
 _CHUNK = 1 << 20
-# A line longer than this is a file that is no JSON lines, and would fill the memory.
-_LONGEST_LINE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Chunk:
         records: objects, and ``numbers`` their lines (from 1) or rows (from 0) in the file.
         broken: lines that are no objects, a message each.
         waiting: what is left for the next time, empty if nothing is.
+        begins: whether these are the first records of the file.
         bookmarks: where reading is to go on once this chunk is dealt with, of all files.
     """
 
@@ -64,6 +69,7 @@ class Chunk:
     numbers: list[int]
     broken: list[str]
     waiting: str
+    begins: bool
     bookmarks: tuple[Bookmark, ...]
 
 
@@ -76,6 +82,8 @@ def new_records(path: str, bookmarks: Sequence[Bookmark]) -> Iterator[Chunk]:
     Raises:
         UserError: there is no such file, or one is not what its name says.
     """
+    if path == "atlas" or path.startswith("hf:"):
+        raise UserError(f"{path}: no log; expected a file, folder or glob of jsonl or parquet")
     known = tuple(bookmarks)
     for ref in list_files(Source(path=path)):
         if any(_unchanged(ref, bookmark) for bookmark in known):
@@ -85,8 +93,11 @@ def new_records(path: str, bookmarks: Sequence[Bookmark]) -> Iterator[Chunk]:
         start = replace(start, name=ref.name, size=ref.size, mtime_ns=ref.mtime_ns)
         others = tuple(mark for mark in known if mark is not found and mark.position)
         for read in _read_lines(ref, start) if _grows(ref) else _read_whole(ref, start):
-            known = (*others, read.bookmark)
-            yield Chunk(ref.name, read.records, read.numbers, read.broken, read.waiting, known)
+            begins, known = start.records == 0, (*others, read.bookmark)
+            start = read.bookmark
+            yield Chunk(
+                ref.name, read.records, read.numbers, read.broken, read.waiting, begins, known
+            )
 
 
 @dataclass
@@ -134,7 +145,13 @@ def _read_lines(ref: FileRef, start: Bookmark) -> Iterator[_Read]:
     with open_stream(ref) as stream:
         _skip(stream, start.position, digest)
         for number, (line, ended) in enumerate(_lines(stream, ref.name), start.records + 1):
-            value, problem = _parse(line) if line.strip() else (None, "")
+            value: Record | None = None
+            problem = ""
+            if not is_blank(line):
+                try:
+                    value = parse_line(line)
+                except ValueError as error:
+                    problem = str(error)
             if not ended and value is None:
                 if problem:
                     read.waiting = f"{ref.name}:{number}: {problem}; a last line, it may grow"
@@ -162,25 +179,13 @@ def _lines(stream: Any, name: str) -> Iterator[tuple[bytes, bool]]:
     rest = b""
     while data := stream.read(_CHUNK):
         *lines, rest = (rest + data).split(b"\n")
-        if len(rest) > _LONGEST_LINE:
+        if len(rest) > MAX_LINE_BYTES:
             raise UserError(
-                f"{name}: a line over {_LONGEST_LINE >> 20} MiB; expected one object a line"
+                f"{name}: a line over {MAX_LINE_BYTES >> 20} MiB; expected one object a line"
             )
         yield from ((line + b"\n", True) for line in lines)
     if rest:
         yield rest, False
-
-
-def _parse(line: bytes) -> tuple[Record | None, str]:
-    try:
-        value = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
-    except UnicodeDecodeError:
-        return None, "not valid UTF-8"
-    except (ValueError, RecursionError) as error:
-        return None, f"not valid JSON ({str(error).splitlines()[0]})"
-    if not isinstance(value, dict):
-        return None, f"a {type(value).__name__}, expected an object"
-    return value, ""
 
 
 def _read_whole(ref: FileRef, start: Bookmark) -> Iterator[_Read]:

@@ -13,8 +13,6 @@ are times, of which each file may hold a part, after all chunks of a look.
 
 from __future__ import annotations
 
-import functools
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compass_ray import formats, records
+from compass_ray import formats, metrics, records
 from compass_ray.clustering.novelty import is_novel
-from compass_ray.continual.drift import DriftReport, Located
+from compass_ray.continual.drift import Located
 from compass_ray.continual.monitor import DriftMonitor
 from compass_ray.continual.performance import LossMeter, compare_losses
 from compass_ray.continual.runfolder import Locator, RunFolder
@@ -38,6 +36,8 @@ from compass_ray.errors import UserError
 
 STATE = "monitor/state.json"
 EXAMPLES, EXAMPLE_CHARS = 3, 200
+MANY_RECORDS = 20
+"""At the head of a file: if most of so many are no prompts, it is no usage log."""
 
 PENDING_SCHEMA = pa.schema(
     [
@@ -137,8 +137,8 @@ class Watch:
             close: judge the prompts that are left over, too, and a time that is over by the clock.
 
         Raises:
-            UserError: there is no such file, or more than half of a chunk's records are no
-                prompts; windows judged before it stay judged, and nothing is counted twice.
+            UserError: there is no such file, or most records at the head of one are no prompts;
+                windows judged before it stay judged, and nothing is counted twice.
         """
         look = Look()
         self._refresh()
@@ -161,19 +161,33 @@ class Watch:
 
     def _take(self, chunk: Chunk, pending: pa.Table, look: Look) -> pa.Table:
         """The prompts that wait, with those of the chunk."""
-        fill = self._run.config.languages[0] if len(self._run.config.languages) == 1 else None
-        rows = records.to_rows(chunk.records, role="usage", language=fill, source=chunk.name)
+        source = self._run.usage_source(chunk.name)
+        found = formats.rename(chunk.records, source.columns)
+        try:
+            rows = records.to_rows(
+                found,
+                format=source.format,
+                role="usage",
+                language=source.language,
+                source=chunk.name,
+            )
+        except UserError as error:  # none of the records has the columns of a known format
+            if self._is_no_log(chunk):
+                raise UserError(f"{chunk.name}: {error}") from None
+            rows = records.to_rows([], role="usage", language=None, source=chunk.name)
+            refused = [f"{chunk.name}:{number}: {error}; set aside" for number in chunk.numbers]
+        else:
+            refused = [
+                f"{chunk.name}:{chunk.numbers[told['row']]}: {told['reason']}; set aside"
+                for told in rows.rejected.to_pylist()
+            ]
         usable = rows.rows
-        if self._meter:
-            answers = _answers(chunk.records, set(rows.rejected["row"].to_pylist()))
+        if self._meter and usable.num_rows:
+            answers = _answers(found, source.format, set(rows.rejected["row"].to_pylist()))
             index = usable.schema.get_field_index("response")
             usable = usable.set_column(index, usable.schema.field(index), answers)
-        refused = [
-            f"{chunk.name}:{chunk.numbers[told['row']]}: {told['reason']}; set aside"
-            for told in rows.rejected.to_pylist()
-        ]
         problems = [*chunk.broken, *refused]
-        if len(problems) > (len(chunk.records) + len(chunk.broken)) / 2:
+        if len(problems) > (len(found) + len(chunk.broken)) / 2 and self._is_no_log(chunk):
             raise UserError(f"{problems[0]} ({len(problems):,} such records; is it a usage log?)")
         look.messages += [*problems[:5], *([chunk.waiting] if chunk.waiting else [])]
         if len(problems) > 5:
@@ -185,6 +199,11 @@ class Watch:
         self._state.counted = dict(Counter(self._state.counted) + counts)
         self._state.set_aside += len(problems)
         return pa.concat_tables([pending, *(table for table in located if table is not None)])
+
+    def _is_no_log(self, chunk: Chunk) -> bool:
+        """Whether a file that begins with bad records is a mistake, rather than a log with some."""
+        many = len(chunk.records) + len(chunk.broken) >= MANY_RECORDS
+        return chunk.begins and (many or not self._state.counted)
 
     def _locate(self, rows: pa.Table, language: str) -> pa.Table | None:
         if language not in self._monitors:
@@ -208,7 +227,7 @@ class Watch:
             *full, (rest, end) = self._cut(rows, language, close)
             for window, until in full:
                 self._add(self._verdict(language, window, until), look)
-            if close and rest.num_rows and not self._is_known(language, rest.num_rows):
+            if close and self._is_worth_a_look(language, rest.num_rows):
                 self._add(self._verdict(language, rest, end, partial=True), look)
             left.append(rest)
         remaining = pa.concat_tables(left) if left else pending
@@ -228,11 +247,16 @@ class Watch:
     def _windows(self, language: str) -> list[dict[str, Any]]:
         return [told for told in self._state.windows if told["language"] == language]
 
-    def _is_known(self, language: str, rows: int) -> bool:
-        """Whether these prompts were judged, as far as they went, when no more were there."""
+    def _so_far(self, language: str) -> dict[str, Any] | None:
+        """What the current version's window that is filling came to when it was last judged."""
         newest = (self._windows(language) or [{}])[-1]
-        seen = newest.get("partial"), newest.get("rows"), newest.get("version")
-        return seen == (True, rows, self._monitors[language].version.name)
+        current = newest.get("version") == self._monitors[language].version.name
+        return newest if newest.get("partial") and current else None
+
+    def _is_worth_a_look(self, language: str, rows: int) -> bool:
+        """Each look at a window spends of alpha, so the next one waits for twice the prompts."""
+        so_far = self._so_far(language)
+        return rows >= 2 * so_far["rows"] if so_far else rows > 0
 
     def _cut(self, rows: pa.Table, language: str, close: bool) -> Iterator[Window]:
         """Full windows, each with the end of its time, then what is left of the last one."""
@@ -249,13 +273,22 @@ class Watch:
         located = Located(
             rows["cluster"].to_numpy(), rows["distance"].to_numpy(), rows["weight"].to_numpy()
         )
-        report = monitor.check(located)
+        so_far = self._so_far(language)
+        looks = so_far.get("looks", 1) if so_far else 0
+        alpha = self._run.config.continual.alpha
+        # A window alarms at a rate of at most alpha, however often it is looked at: a quarter, an
+        # eighth, … for the looks before it is full, and then what they leave for certain.
+        alpha /= 2 ** (looks + 2) if partial else 2 ** (looks > 0)
+        if self._meter:
+            alpha /= 2  # the other half is for the losses
+        report = monitor.check(located, alpha)
         number = 1 + sum(not told.get("partial") for told in self._windows(language))
         stamps = [stamp for stamp in rows["timestamp"].to_pylist() if stamp is not None]
         told = {
             "language": language,
             "window": number,
             "partial": partial,
+            "looks": looks + partial,
             "until": until.isoformat() if until else None,
             "version": monitor.version.name,
             "judged": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -263,7 +296,7 @@ class Watch:
             "last": max(stamps).isoformat() if stamps else None,
             "drifted": report.drifted,
             **asdict(report),
-            **self._loss(language, rows, partial),
+            **self._loss(language, rows, partial, alpha),
         }
         if self._examples:
             for move in told["moves"]:
@@ -276,10 +309,11 @@ class Watch:
             # Prompts that were counted with --no-examples are not known any more.
             kept = kept.filter(pc.is_valid(kept["prompt"]))
             self._run.storage.write_table(self._run.path(told["kept"]), kept)
-        _set_gauges(language, report)
+        for name in ("divergence", "threshold", "novel_share", "drifted"):
+            metrics.record(f"compass_drift_{name}", float(told[name]), language=language)
         return told
 
-    def _loss(self, language: str, rows: pa.Table, partial: bool) -> dict[str, Any]:
+    def _loss(self, language: str, rows: pa.Table, partial: bool, alpha: float) -> dict[str, Any]:
         """Losses of the window's answers against those of the version's first full one with any."""
         answered = rows.filter(pc.is_valid(rows["response"]))
         if self._meter is None or not answered.num_rows:
@@ -295,8 +329,7 @@ class Watch:
             if not partial:
                 self._state.losses[language] = {"version": version, "values": losses.tolist()}
             return {"worse": False}
-        alpha, seed = self._run.config.continual.alpha, self._run.config.run.seed
-        report = compare_losses(known["values"], losses, alpha, seed)
+        report = compare_losses(known["values"], losses, alpha, self._run.config.run.seed)
         return {"worse": report.worse, "loss": asdict(report)}
 
     def _tell(self, path: str, look: Look) -> None:
@@ -342,39 +375,22 @@ class Watch:
                 storage.filesystem.delete_file(storage.path(self._run.path(f"monitor/{name}")))
 
 
-def _answers(found: list[dict[str, Any]], rejected: set[int]) -> pa.Array:
+def _answers(found: list[dict[str, Any]], name: str, rejected: set[int]) -> pa.Array:
     """The response of each record that is a prompt, null where it has none."""
-    known = formats.find_format(records.detect_format(set[str]().union(*found))) if found else None
+    name = records.detect_format(set[str]().union(*found)) if name == "auto" else name
+    read = formats.find_format(name).read
     taken = [record for number, record in enumerate(found) if number not in rejected]
-    answers = [(known and known.read(r).response) or r.get("response") for r in taken]
+    answers = []
+    for record in taken:
+        fields = read(record)
+        # What was asked last in a chat has no answer yet.
+        answers.append(fields.response or record.get("response") if fields.asked is None else None)
     return pa.array([a if isinstance(a, str) and a.strip() else None for a in answers], pa.string())
 
 
 def _examples(rows: pa.Table, chosen_N: np.ndarray) -> list[str]:
     prompts = rows["prompt"].filter(pa.array(chosen_N)).drop_null()[:EXAMPLES].to_pylist()
     return [p if len(p) <= EXAMPLE_CHARS else f"{p[:EXAMPLE_CHARS]}…" for p in prompts]
-
-
-def _set_gauges(language: str, report: DriftReport) -> None:
-    """Ray's metrics, where a Ray is running; they reach its Prometheus endpoint."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return
-    values = {
-        "divergence": report.divergence,
-        "threshold": report.threshold,
-        "novel_share": report.novel_share,
-        "drifted": float(report.drifted),
-    }
-    for name, value in values.items():
-        _gauge(name).set(value, tags={"language": language})
-
-
-@functools.cache
-def _gauge(name: str) -> Any:
-    from ray.util.metrics import Gauge
-
-    return Gauge(f"compass_drift_{name}", f"{name} of the newest window", ("language",))
 
 
 def looks(watch: Watch, path: str, every: float | None) -> Iterator[Look]:

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 
 log = logging.getLogger(__name__)
 
-# What texts scored at once may hold together, padding and what is to be written included.
+# Most tokens of one batch, with padding and with the tokens still to be generated.
 BATCH_TOKENS = 32_768
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 

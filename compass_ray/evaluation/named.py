@@ -21,7 +21,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from compass_ray import languages
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -233,7 +233,7 @@ def find(task: str, language: str, data: str | None) -> Named | None:
     found = {name: match[1] for name in known if (match := pattern.fullmatch(name))}
     if not found:
         raise UserError(f"evaluation.tasks: no task of lm-eval is called {task}")
-    name = next((name for name, spelt in found.items() if _code(spelt) == language), None)
+    name = next((name for name, spelt in found.items() if languages.find(spelt) == language), None)
     return Named(task, name, None, data) if name else None
 
 
@@ -270,15 +270,8 @@ def _nearest(task: str) -> str:
 def _spellings(folder: str) -> dict[str, str]:
     """Our code → name of the language's folder."""
     names = [path.name for path in (_definitions() / folder).iterdir() if path.is_dir()]
-    spelt = {_code(name): name for name in sorted(names) if re.fullmatch(_SPELT, name)}
+    spelt = {languages.find(name): name for name in sorted(names) if re.fullmatch(_SPELT, name)}
     return {code: name for code, name in spelt.items() if code}
-
-
-def _code(spelt: str) -> str | None:
-    try:
-        return languages.normalise(spelt)
-    except UserError:
-        return None
 
 
 @cache
@@ -359,5 +352,5 @@ def _read(files: list[Path]) -> pa.Table:
             else:
                 tables.append(pyarrow.json.read_json(file, read_options=options))
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+            raise UserError(f"{file}: cannot be read ({one_line(error)})") from None
     return pa.concat_tables(tables, promote_options="permissive")

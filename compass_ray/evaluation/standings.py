@@ -34,7 +34,7 @@ class Row:
         by_task: accuracy in each task, over seeds and languages.
         difference: accuracy of ``compass`` minus this one's, on the same items.
         p_value: paired permutation test of that difference, Holm-adjusted over the table.
-        cohens_d: paired effect size of that difference.
+        cohens_d: paired effect size of that difference; None for fewer than two items.
     """
 
     strategy: str
@@ -111,7 +111,7 @@ def tabulate(answers: Answers, confidence: float, seed: int) -> list[Row]:
                     np.bincount(question_N, weights=values),
                     seed=seed,
                 ),
-                cohens_d=cohens_d(reference, values),
+                cohens_d=cohens_d(reference, values) if len(values) > 1 else None,
             )
         rows.append(row)
     tested = {row.strategy: row.p_value for row in rows if row.p_value is not None}

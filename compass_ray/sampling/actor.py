@@ -22,9 +22,10 @@ from compass_ray.artifacts import fingerprint
 from compass_ray.claims import RETRY_S
 from compass_ray.clustering.stage import Clustered
 from compass_ray.config import Sampling, Training
+from compass_ray.embedding.space import unit
 from compass_ray.errors import UserError
 from compass_ray.resources import Cluster, cluster
-from compass_ray.sampling.distribution import histogram
+from compass_ray.sampling.distribution import counted, histogram, prototypes
 from compass_ray.sampling.pool import Pool, Target
 from compass_ray.sampling.similarity import uriel_distances
 from compass_ray.sampling.strategies import Selection, select
@@ -76,9 +77,8 @@ class GapSampler:
     def __init__(self, clustered: Clustered) -> None:
         self._clustered = clustered
         self._space = clustered.read_space()
-        centroids = clustered.read_clusters().centroids
-        lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
-        self._centroids = (centroids / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        centroids_KD = clustered.read_clusters().centroids.astype(np.float64)
+        self._centroids = unit(centroids_KD, 0.0).astype(np.float32)
         pool, self._parts, self._offsets = self._load_pool()
         self._texts = Texts(clustered, pool.languages, pool.languages_N, self._parts, self._offsets)
         self._pool = replace(pool, contaminated_N=self._texts.contaminated())
@@ -176,29 +176,30 @@ class GapSampler:
 
     def _load_target(self, language: str, known: frozenset[str] = frozenset()) -> Target:
         k, dimension = self._centroids.shape
-        usage, own = np.zeros(k), np.zeros(k)
-        sums = np.zeros((k, dimension))
+        own_K = np.zeros(k)
+        clusters, weights = [np.empty(0, np.int32)], [np.empty(0)]
+        vectors = [np.empty((0, dimension), np.float32)]
         for number, part in enumerate(self._clustered.parts):
             if part.part.role == "auxiliary" or language not in part.part.languages:
                 continue
             table = self._assigned(number)
             mine = np.flatnonzero(np.array(table["language"].to_pylist()) == language)
-            clusters = table["cluster"].to_numpy()[mine]
+            assigned = table["cluster"].to_numpy()[mine]
             if part.part.role == "train":
                 ids = table["id"].take(mine).to_pylist()
                 fresh = np.fromiter((row_id not in known for row_id in ids), bool, len(ids))
-                own += histogram(clusters[fresh], k)
+                own_K += histogram(assigned[fresh], k)
                 continue
-            weights = table["weight"].to_numpy()[mine]
-            usage += histogram(clusters, k, weights)
-            vectors = self._space.transform(part.read_vectors()[mine], [language] * len(mine))
-            np.add.at(sums, clusters, vectors * weights[:, None])
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+            clusters.append(assigned)
+            weights.append(table["weight"].to_numpy()[mine])
+            raw = part.read_vectors()[mine]
+            vectors.append(self._space.transform(raw, [language] * len(mine)))
+        clusters_R, weights_R = np.concatenate(clusters), np.concatenate(weights)
         return Target(
             language=language,
-            usage_K=usage,
-            own_K=own.astype(np.int64),
-            prototypes_KD=(sums / np.where(lengths > 0, lengths, 1)).astype(np.float32),
+            usage_K=counted(clusters_R, k, weights_R),
+            own_K=own_K.astype(np.int64),
+            prototypes_KD=prototypes(np.concatenate(vectors), clusters_R, weights_R, k),
         )
 
     def _with_texts(self, target: Target, settings: Sampling) -> Target:
@@ -284,7 +285,8 @@ def gap_sampler(clustered: Clustered) -> Any:
         num_cpus=0,
         memory=need,
         max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        # Calls fail at once until Ray knows that a node is gone; it is restarts that are bounded.
+        max_task_retries=-1,
         max_concurrency=_CALLERS,
     )
     for _ in range(_TRIES):

@@ -9,6 +9,7 @@ Shapes: K clusters, L languages, C rows of one cluster, D dimensions.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ def _within_shares(drawer: _Drawer, p_K: NDArray[np.float64], n_K: NDArray[np.fl
     """
     pool, settings = drawer.pool, drawer.settings
     m_KL = pool.available(drawer.target.language)
-    most_L = np.full(len(pool.languages), int(settings.max_share * settings.budget))
+    most_L = np.full(len(pool.languages), _most_rows(settings.max_share, settings.budget))
     while True:
         wanted_K = fill_gaps_capped(p_K, n_K, m_KL, most_L, settings.budget)
         free = drawer.draw_all(wanted_K)
@@ -100,6 +101,12 @@ def _within_shares(drawer: _Drawer, p_K: NDArray[np.float64], n_K: NDArray[np.fl
         else:
             for cluster, draw in short.items():
                 m_KL[cluster] = drawer.by_language(draw)
+
+
+def _most_rows(max_share: float, budget: int) -> int:
+    """Whole rows that one language may give: at least one of any budget."""
+    # 0.29 * 100 is less than 29 in floats.
+    return max(1, math.floor(max_share * budget + 1e-9)) if budget else 0
 
 
 class _Drawer:
@@ -168,8 +175,12 @@ class _Drawer:
         if least is None:
             return rows_C, 0
         wanted_KD = self.target.prototypes_KD
-        if wanted_KD[cluster].any():
+        asked = np.flatnonzero(wanted_KD.any(axis=1))
+        if cluster in asked:
             wanted_KD = wanted_KD[[cluster]]
+        elif len(asked):
+            # To the zeros of a cluster nobody asks about, every row has the cosine 0.
+            wanted_KD = wanted_KD[asked]
         near = cosines(self.pool, rows_C, wanted_KD) >= least
         return rows_C[near], int((~near).sum())
 

@@ -1,14 +1,18 @@
 """Distributions over clusters: counting, smoothing, and how far apart two of them are.
 
-Shapes: N rows, K clusters. Divergences are in bits (base 2). Knows nothing of languages, texts or
-where the labels come from.
+Shapes: N rows, K clusters, D dimensions. Divergences are in bits (base 2). Knows nothing of
+languages, texts or where the labels come from.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
+
+from compass_ray.embedding.space import unit
 
 FloatArray = NDArray[np.float64]
 
@@ -44,6 +48,45 @@ def histogram(labels: ArrayLike, k: int, weights: ArrayLike | None = None) -> Fl
     if weights_N.shape != labels_N.shape:
         raise ValueError(f"weights: {len(weights_N)} given for {len(labels_N)} labels")
     return np.bincount(labels_N, weights=weights_N, minlength=k).astype(np.float64)
+
+
+def counted(labels: ArrayLike, k: int, weights: ArrayLike) -> FloatArray:
+    """A weighted ``histogram`` that sums to the number of rows, whatever unit the weights are in.
+
+    So a pseudo-count of smoothing is worth as much of a row. Weights that are all equal count
+    every row 1; where all are 0 nothing is counted. Takes and raises what ``histogram`` does.
+
+    Returns:
+        float64 [K].
+    """
+    counts_K = histogram(labels, k, weights)
+    total = counts_K.sum()
+    return counts_K * (np.size(labels) / total) if total > 0 else counts_K
+
+
+def prototypes(
+    vectors_ND: NDArray[np.floating[Any]],
+    labels_N: NDArray[np.integer[Any]],
+    weights_N: NDArray[np.floating[Any]],
+    k: int,
+) -> NDArray[np.float32]:
+    """Mean vector of each cluster at length 1; zeros where there are no rows.
+
+    Args:
+        vectors_ND: unit vectors.
+        labels_N: cluster of each, integers in ``[0, k)``.
+        weights_N: how much each counts, ≥ 0.
+        k: number of clusters.
+
+    Returns:
+        float32 [K, D].
+
+    Raises:
+        ValueError: a vector is not finite.
+    """
+    sums_KD = np.zeros((k, vectors_ND.shape[1]))
+    np.add.at(sums_KD, labels_N, vectors_ND * weights_N[:, None])
+    return unit(sums_KD, 0.0).astype(np.float32)
 
 
 def smooth(counts: ArrayLike, alpha: float) -> FloatArray:

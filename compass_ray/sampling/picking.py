@@ -51,11 +51,12 @@ def first_distinct(
         The accepted rows in order (fewer than ``count`` when rows run out) and how many were
         refused.
     """
-    if room_G is not None and groups_M is not None:
-        inside = room_G[groups_M] > 0
-        order_M, groups_M, room_G = order_M[inside], groups_M[inside], room_G.copy()
-    elif max_similarity >= 1:
-        return order_M[:count], 0
+    if room_G is None or groups_M is None:
+        if max_similarity >= 1:
+            return order_M[:count], 0
+        groups_M, room_G = np.zeros(len(order_M), np.int64), np.array([len(order_M)])
+    inside = room_G[groups_M] > 0
+    order_M, groups_M, room_G = order_M[inside], groups_M[inside], room_G.copy()
     highest = max_similarity if max_similarity < 1 else np.inf
     accepted: list[int] = []
     kept_CD = np.empty((min(count, len(order_M)), vectors_ND.shape[1]), dtype=np.float32)
@@ -73,13 +74,12 @@ def first_distinct(
         for row in range(len(rows_B)):
             if len(accepted) == count:
                 break
-            if room_G is not None and groups_M is not None and not room_G[groups_M[start + row]]:
+            if not room_G[groups_M[start + row]]:
                 continue
             if nearest_B[row] > highest or (cosines_BB[row, fresh] > highest).any():
                 refused += 1
                 continue
-            if room_G is not None and groups_M is not None:
-                room_G[groups_M[start + row]] -= 1
+            room_G[groups_M[start + row]] -= 1
             kept_CD[len(accepted)] = block_BD[row]
             accepted.append(int(rows_B[row]))
             fresh.append(row)

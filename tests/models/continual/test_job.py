@@ -37,7 +37,7 @@ def test_what_drifted_is_updated_for_and_the_report_shows_it(
     monkeypatch.setattr(job, "write_cards", lambda *_: None)
     words = ["--run", str(run), "--usage", str(log), "--once", "--auto-update"]
     monkeypatch.setattr(sys, "argv", ["monitor.py", *words])
-    job.main()
+    job.watch_usage()
     logging.getLogger("compass_ray").handlers.clear()
     assert asked == [(str(run / "monitor/drifted/de-0001.parquet"), ["de"])]
     assert "2 windows of usage; 1 drifted" in (run / "report.html").read_text()

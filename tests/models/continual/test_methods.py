@@ -30,6 +30,17 @@ def test_other_anchors_make_another_adapter_where_they_are_used(
     assert named(method, config, replace(PARENT, folder="runs/b/adapters/de/v0001")) == before
 
 
+def test_an_adapter_is_that_of_its_rows_whatever_else_a_subset_tells_of_them() -> None:
+    config, storage = build_config({"languages": ["de"]}), Storage.open(".")
+
+    def trained_on(subset: str, rows: str) -> str:
+        artifact = Artifact(storage, "sample", subset, "attempt-1", (), {"content": rows})
+        return adapter_fingerprint(config, "de", artifact)
+
+    assert trained_on("subjects renamed", "rows") == trained_on("as they were", "rows")
+    assert trained_on("as they were", "other rows") != trained_on("as they were", "rows")
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("method", UPDATE_METHODS[-4:])
 def test_an_adapter_merged_with_itself_keeps_its_scale(

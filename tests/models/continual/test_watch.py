@@ -83,6 +83,60 @@ def test_a_few_prompts_left_over_raise_an_alarm_but_do_not_end_one(
     assert look(*prompts("weather", 15, 5)) == (3, [(4, 15, True, True)])
 
 
+def test_a_window_that_fills_is_judged_when_it_has_doubled_and_its_looks_share_alpha(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    run, asked = RunFolder.open(str(make_run(alpha=0.2))), stable(20, 2)
+    log, whole = tmp_path / "usage.jsonl", write_log(tmp_path / "whole.jsonl", asked)
+    (unseen,) = Watch(run).look(str(whole), close=True).windows
+    run.storage.filesystem.delete_dir(run.storage.path(run.path("monitor")))
+    judged = []
+    for rows in (4, 7, 8, 15, 16, 20):
+        write_log(log, asked[:rows])
+        judged += Watch(run).look(str(log), close=True).windows
+    assert [(told["rows"], told["looks"]) for told in judged] == [(4, 1), (8, 2), (16, 3), (20, 3)]
+    assert judged[-1]["divergence"] == unseen["divergence"]
+    assert judged[-1]["threshold"] > unseen["threshold"]
+
+
+def test_stray_records_in_a_log_that_was_read_before_are_set_aside(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    run, logs = make_run(), tmp_path / "logs"
+    logs.mkdir()
+    log = write_log(logs / "1.jsonl", stable(12, 2))
+    assert command("monitor", run, "--usage", logs)[0] == 0
+    with log.open("a") as file:
+        file.write('{"event": "heartbeat"}\n')
+    code, _, err = command("monitor", run, "--usage", logs)
+    assert code == 0 and f"{log}:13: columns event fit no known format" in err
+    with log.open("a") as file:
+        file.write('{"text": "half a li\n')
+    code, _, err = command("monitor", run, "--usage", logs)
+    assert code == 0 and f"{log}:14: not valid JSON" in err
+    (logs / "2.jsonl").write_text('{"event": "rotated"}\n')
+    with log.open("a") as file:
+        file.write(json.dumps({"text": "Was ist 1 plus 2?", "language": "de"}) + "\n")
+    code, out, err = command("monitor", run, "--usage", logs, "--json")
+    assert code == 0 and json.loads(out)["prompts"] == {"de": 1}
+    (logs / "3.jsonl").write_text('{"event": "heartbeat"}\n' * 30)
+    code, _, err = command("monitor", run, "--usage", logs)
+    assert code == 2 and "3.jsonl: columns event fit no known format" in err
+
+
+def test_a_log_is_read_as_the_run_read_its_own_usage(
+    make_run: MakeRun, command: Command, tmp_path: Path
+) -> None:
+    usage = {"path": "q.jsonl", "columns": {"query": "text"}}
+    run, log = make_run(usage=usage, languages=("de",)), tmp_path / "q.jsonl"
+    log.write_text("".join(json.dumps({"query": text}) + "\n" for text in stable(20, 2)))
+    code, out, _ = command("monitor", run, "--usage", log, "--json")
+    assert code == 0 and json.loads(out)["prompts"] == {"de": 20}
+    for nowhere in ("atlas", "hf:owner/name"):
+        code, _, err = command("monitor", run, "--usage", nowhere)
+        assert code == 2 and f"{nowhere}: no log; expected a file" in err
+
+
 def test_prompts_counted_without_examples_are_judged_with_those_that_have_them(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

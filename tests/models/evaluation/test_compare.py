@@ -8,6 +8,8 @@ import pyarrow as pa
 import pytest
 
 from compass_ray import compare
+from compass_ray.artifacts import Artifact, Storage
+from compass_ray.errors import UserError
 from compass_ray.evaluation.scores import Comparison
 from compass_ray.evaluation.stage import Evaluated
 from compass_ray.evaluation.standings import BASE, REFERENCE, Answers
@@ -44,3 +46,15 @@ def test_a_task_that_failed_leaves_nothing_to_compare(monkeypatch: pytest.Monkey
     nothing: Any = None
     with pytest.raises(RuntimeError, match="de items could not be scored: OutOfMemoryError"):
         compare._add_answers({}, REFERENCE, nothing, nothing, nothing, {})
+
+
+def test_a_strategy_without_rows_for_a_language_is_refused_before_anything_trains() -> None:
+    storage = Storage.open(".")
+    subsets = {
+        language: Artifact(storage, "sample", language, "attempt-1", (), {"rows": rows})
+        for language, rows in (("de", 8), ("sw", 0))
+    }
+    compare.check_rows("compass", {"de": subsets["de"]})
+    message = "strategy target_only: sw has no own rows to train on; leave it out of --strategies"
+    with pytest.raises(UserError, match=message):
+        compare.check_rows("target_only", subsets)

@@ -61,6 +61,34 @@ def test_the_pool_is_held_once_while_it_is_loaded() -> None:
     assert rows * DIMENSION * 2 < peak < 1.3 * sampler_bytes(Pool())
 
 
+class Usage:
+    """A clustering of one part of usage, whose prompts have weights."""
+
+    def __init__(self, weights: list[float]) -> None:
+        rows = {"id": ["a", "b", "c", "d"], "language": ["de", "de", "sw", "de"]}
+        table = pa.table({**rows, "weight": weights})
+        self.artifact = SimpleNamespace(storage=SimpleNamespace(read_table=lambda *_: table))
+        part = SimpleNamespace(role="usage", languages={"de": 3, "sw": 1}, path="usage.parquet")
+        vectors = np.eye(4, 3, dtype=np.float16)
+        self.parts = [SimpleNamespace(part=part, read_vectors=lambda: vectors)]
+
+    def read_assignment(self, number: int) -> pa.Table:
+        return pa.table({"cluster": pa.array([0, 0, 1, 2], pa.int32())})
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 1000.0])
+def test_the_target_does_not_depend_on_the_unit_of_the_weights_of_usage(scale: float) -> None:
+    sampler = GapSampler.__new__(GapSampler)
+    sampler._space, sampler._centroids = RawSpace(), np.eye(3, dtype=np.float32)
+    sampler._clustered = Usage([scale, 2 * scale, 9 * scale, scale])
+    target = sampler._load_target("de")
+    assert target.usage_K == pytest.approx([2.25, 0, 0.75])
+    assert target.prototypes_KD[0] == pytest.approx(np.array([1, 2, 0]) / 5**0.5, abs=1e-3)
+    sampler._clustered = Usage([scale] * 4)
+    assert sampler._load_target("de").usage_K.tolist() == [2, 0, 1]
+    assert not sampler._load_target("fr").usage_K.any()
+
+
 def test_a_sampler_needs_a_node_with_its_memory() -> None:
     nodes = Cluster((Node(2, 0, 10e9), Node(8, 0, 100e9)))
     assert sampler_places(int(40e9), nodes) == 2

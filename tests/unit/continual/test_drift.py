@@ -8,6 +8,7 @@ from compass_ray.continual.drift import (
     NOVELTY_PART,
     RESAMPLES,
     Located,
+    Pooled,
     calibrated_limits,
     detect,
     novelty_limit,
@@ -25,6 +26,16 @@ def located(
         distances_N=(rng.normal(size=size) + shift).astype(np.float32),
         weights_N=np.full(size, weight),
     )
+
+
+def weighted(plain: Located, weights: float | np.ndarray) -> Located:
+    weights_N = np.broadcast_to(np.asarray(weights, np.float64), len(plain))
+    return Located(plain.clusters_N, plain.distances_N, weights_N)
+
+
+def prompts(counts_K: np.ndarray) -> Located:
+    clusters = np.repeat(np.arange(len(counts_K)), counts_K).astype(np.int32)
+    return Located(clusters, np.ones(len(clusters), np.float32), np.ones(len(clusters)))
 
 
 def test_a_stable_stream_alarms_at_alpha_though_the_reference_is_as_small_as_the_window() -> None:
@@ -51,7 +62,8 @@ def test_a_threshold_that_takes_the_reference_for_the_truth_would_alarm_far_more
         resamples = rng.multinomial(200, reference / 200, size=200)
         naive = np.quantile([js_divergence(reference, r) for r in resamples], 0.95)
         one_sample += found > naive
-        two_sample += found > calibrated_limits(reference, window, 0.05, trial).divergence
+        limits = calibrated_limits(Pooled.of(prompts(reference), prompts(window)), 0.05, trial)
+        two_sample += found > limits.divergence
     assert one_sample > 18 > 9 >= two_sample
 
 
@@ -97,14 +109,41 @@ def test_novelty_limit_is_exact_for_any_distribution_of_distances() -> None:
     assert above >= binom.ppf(1e-4, trials, alpha / 3)
 
 
-def test_equal_weights_count_as_none_and_unequal_ones_as_fewer_prompts() -> None:
+@pytest.mark.parametrize("weight", [7.5, 1e-170, 1e160])
+def test_equal_weights_count_as_none(weight: float) -> None:
     rng = np.random.default_rng(13)
+    p, q = rng.dirichlet(np.full(K, 1.0), 2)
+    reference, window = located(rng, 300, p), located(rng, 200, q)
+    plain = detect(reference, window, K)
+    heavy = detect(weighted(reference, weight), weighted(window, weight), K)
+    assert heavy.moved == plain.moved
+    for name in ("divergence", "threshold", "largest_move", "largest_threshold"):
+        assert getattr(heavy, name) == pytest.approx(getattr(plain, name))
+
+
+def test_a_stable_stream_of_weighted_prompts_alarms_at_alpha_too() -> None:
+    rng = np.random.default_rng(16)
+    trials, alpha, moved = 80, 0.1, 0
+
+    def counted(size: int) -> Located:
+        # Request counts: most prompts were asked once, a few a thousand times.
+        plain = located(rng, size, np.full(K, 1 / K))
+        return weighted(plain, rng.zipf(2.2, size).clip(max=10_000))
+
+    for trial in range(trials):
+        moved += detect(counted(150), counted(100), K, alpha=alpha, seed=trial).moved
+    assert 0 < moved <= binom.isf(1e-4, trials, alpha * (1 - NOVELTY_PART))
+
+
+def test_weighted_prompts_that_move_are_seen() -> None:
+    rng = np.random.default_rng(17)
     p = rng.dirichlet(np.full(K, 1.0))
-    plain = located(rng, 300, p)
-    heavy = Located(plain.clusters_N, plain.distances_N, np.full(300, 7.5))
-    assert heavy.whole_counts(K).tolist() == np.bincount(plain.clusters_N, minlength=K).tolist()
-    uneven = Located(plain.clusters_N, plain.distances_N, rng.uniform(0.1, 5, 300))
-    assert 150 < uneven.whole_counts(K).sum() < 300
+    moved = 0.6 * p
+    moved[3] += 0.4
+    for trial in range(5):
+        reference = weighted(located(rng, 400, p), rng.uniform(0.5, 4, 400))
+        window = weighted(located(rng, 300, moved), rng.uniform(0.5, 4, 300))
+        assert detect(reference, window, K, seed=trial).moved
 
 
 def test_a_fixed_threshold_is_used_as_given() -> None:
@@ -118,8 +157,8 @@ def test_a_fixed_threshold_is_used_as_given() -> None:
 
 
 def test_an_alpha_too_small_for_the_resamples_never_alarms_by_chance() -> None:
-    counts = np.array([5, 5])
-    assert calibrated_limits(counts, counts, 0.5 / (RESAMPLES + 1)).divergence == np.inf
+    pooled = Pooled.of(prompts(np.array([5, 5])), prompts(np.array([5, 5])))
+    assert calibrated_limits(pooled, 0.5 / (RESAMPLES + 1)).divergence == np.inf
 
 
 def test_equal_input_gives_equal_answers_and_an_empty_window_none() -> None:

@@ -106,3 +106,12 @@ def test_questions_in_few_languages_and_in_many_are_weighed_by_their_items() -> 
     assert row.accuracy == 0.75
     # Of the three questions, one is right in one language of two.
     assert (row.low, row.high) == bootstrap_ci([0.375, 0.9375, 0.9375], 0.95, seed=0)
+
+
+def test_a_single_item_has_a_difference_but_no_effect_size() -> None:
+    def one(right: float) -> Given:
+        return {("de", "items"): Answered(["a"], np.full((1, 1), right))}
+
+    rows = {row.strategy: row for row in tabulate({REFERENCE: one(1), BASE: one(0)}, 0.95, 0)}
+    assert (rows[BASE].difference, rows[BASE].cohens_d) == (1.0, None)
+    assert markdown(list(rows.values()), 0.95).splitlines()[-1].endswith("|  |")

@@ -6,7 +6,14 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from compass_ray.sampling.distribution import histogram, js_divergence, kl_divergence, smooth
+from compass_ray.sampling.distribution import (
+    counted,
+    histogram,
+    js_divergence,
+    kl_divergence,
+    prototypes,
+    smooth,
+)
 
 WEIGHTS = st.floats(0, 1e300) | st.sampled_from([0.0, 5e-324, 1.0])
 VECTORS = arrays(np.float64, 5, elements=WEIGHTS).filter(np.any)
@@ -20,6 +27,26 @@ def test_a_histogram_counts_every_cluster_including_the_empty_ones():
 
 def test_a_weighted_histogram_adds_weights():
     assert histogram([0, 2, 2], 3, [0.5, 1.0, 2.0]).tolist() == [0.5, 0, 3.0]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_counted_rows_do_not_depend_on_the_unit_of_their_weights(scale):
+    weights = np.array([1.0, 1.0, 2.0, 4.0])
+    np.testing.assert_allclose(counted([0, 2, 2, 0], 3, scale * weights), [2.5, 0, 1.5])
+    assert counted([0, 2, 2], 3, np.full(3, scale)).tolist() == [1, 0, 2]
+
+
+def test_rows_without_any_weight_count_nothing():
+    assert counted([0, 1], 2, [0.0, 0.0]).tolist() == [0, 0]
+    assert counted([], 2, []).tolist() == [0, 0]
+
+
+def test_prototypes_are_weighted_means_at_length_1_and_zeros_where_nobody_asks():
+    vectors = np.array([[1, 0], [0, 1], [0, 1], [0.6, 0.8]], np.float32)
+    found = prototypes(vectors, np.array([0, 0, 2, 2]), np.array([3.0, 4.0, 1.0, 0.0]), 3)
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0], [0, 1]], rtol=1e-6)
+    assert found.dtype == np.float32
+    assert not prototypes(vectors[:0], np.empty(0, np.int32), np.empty(0), 2).any()
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,16 @@ def test_a_bound_of_one_refuses_nothing() -> None:
     same = np.repeat(unit(1), 5, axis=0)
     assert first_distinct(same, np.arange(5), 3, 1.0)[0].tolist() == [0, 1, 2]
     assert first_distinct(same, np.arange(5), 3, 0.97)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize("bound", [0.9, 1.0])
+def test_no_group_gives_more_than_its_room(bound: float) -> None:
+    vectors = unit(400, dimension=4)
+    groups, room = np.arange(400) % 3, np.array([7, 0, 400])
+    accepted, refused = first_distinct(vectors, np.arange(400), 30, bound, groups, room)
+    assert np.bincount(groups[accepted], minlength=3).tolist() == [7, 0, 23]
+    assert room.tolist() == [7, 0, 400]
+    assert (refused > 0) == (bound < 1)
+    free, _ = first_distinct(vectors, np.arange(400), 30, bound)
+    roomy, _ = first_distinct(vectors, np.arange(400), 30, bound, groups, np.full(3, 400))
+    assert roomy.tolist() == free.tolist()

@@ -170,6 +170,14 @@ def test_a_share_that_two_languages_cannot_fill_leaves_budget_unspent(
     assert chosen.unspent == 48
 
 
+@pytest.mark.parametrize(("share", "budget", "each"), [(0.29, 100, 29), (0.3, 2, 1)])
+def test_a_share_is_whole_rows_and_at_least_one(
+    pool: Pool, target: Target, share: float, budget: int, each: int
+) -> None:
+    chosen = select(pool, target, Sampling(budget=budget, max_share=share), 0)
+    assert np.bincount(pool.languages_N[chosen.rows_B], minlength=3).tolist() == [each, each, 0]
+
+
 def test_shares_hold_when_near_duplicates_are_refused(pool: Pool, target: Target) -> None:
     vectors = pool.vectors_ND.copy()
     vectors[(pool.clusters_N == 3) & (pool.languages_N == 0)] = pool.centroids_KD[3]
@@ -196,6 +204,29 @@ def test_rows_too_far_from_usage_are_never_picked(
     assert chosen.far > 0
     assert len(chosen.rows_B) + chosen.far == chosen.available
     assert chosen.unspent == 5000 - len(chosen.rows_B)
+
+
+def test_the_zeros_of_a_cluster_without_usage_are_near_to_nothing(
+    pool: Pool, target: Target
+) -> None:
+    prototypes = np.zeros_like(target.prototypes_KD)
+    prototypes[0] = pool.centroids_KD[1]
+    settings = Sampling(budget=5000, max_similarity=1.0, min_similarity=0.0)
+    chosen = select(pool, replace(target, prototypes_KD=prototypes), settings, 0)
+    mine = pool.candidates(5, "sw")
+    near = pool.vectors_ND[mine].astype(np.float32) @ prototypes[0] >= 0
+    assert 0 < near.sum() < len(mine)
+    picked = chosen.rows_B[pool.clusters_N[chosen.rows_B] == 5]
+    assert set(picked) == set(mine[near])
+
+
+@pytest.mark.parametrize(("least", "taken"), [(0.0, 120), (0.1, 0)])
+def test_where_nobody_asks_anything_every_row_is_as_far(
+    pool: Pool, target: Target, least: float, taken: int
+) -> None:
+    nobody = replace(target, usage_K=np.zeros(K), prototypes_KD=np.zeros_like(pool.centroids_KD))
+    chosen = select(pool, nobody, Sampling(budget=120, min_similarity=least), 0)
+    assert len(chosen.rows_B) == taken
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
