@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
 import shutil
 import tempfile
@@ -25,14 +24,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, shown
 
 COMMIT_FILE = "_COMMITTED"
-
-
-def shown(uri: str) -> str:
-    """A URI as it may be shown and stored: without the credentials it may carry."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def fingerprint(**inputs: Any) -> str:

@@ -6,20 +6,21 @@ Exit codes: 0 done, 1 something failed, 2 the user's input is wrong, 3 drift fou
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from compass_ray.config import Config
 from compass_ray.errors import UserError
 from compass_ray.loading import load_config
+from compass_ray.strict_json import to_json
 
 if TYPE_CHECKING:
     from compass_ray.pipeline import RunResult, Stage
@@ -41,10 +42,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON")
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show what Ray's workers print")]
 
 
-def main() -> None:
-    """Entry point: turns the user's mistakes into one line and exit code 2."""
+def main(work: Callable[[], object] = app) -> None:
+    """Entry point: do ``work``, and turn the user's mistakes into one line and exit code 2."""
     try:
-        app()
+        work()
     except UserError as error:
         # Raised in a Ray task, it prints as that task's traceback; its cause is the line itself.
         print(f"compass-ray: {getattr(error, 'cause', error)}", file=sys.stderr)
@@ -58,8 +59,15 @@ def run_job(command: str, description: str | None) -> None:
     parser.add_argument("--set", action="append", default=[], help="Override, section.key=value")
     arguments = parser.parse_args()
     overrides = [word for override in arguments.set for word in ("--set", override)]
-    sys.argv = ["compass-ray", command, arguments.config, *overrides]
-    main()
+    main(lambda: app([command, arguments.config, *overrides], prog_name="compass-ray"))
+
+
+@contextmanager
+def _results() -> Iterator[TextIO]:
+    """Stdout, for results alone: libraries print where they like, and here that is stderr."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield stdout
 
 
 @app.command()
@@ -122,9 +130,10 @@ def evaluate(
 def report(config: ConfigPath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Write the report of a run that is there already."""
     settings = _load(config, overrides, verbose)
-    from compass_ray.pipeline import write_only_report
+    with _results() as results:
+        from compass_ray.pipeline import write_only_report
 
-    print(write_only_report(settings))
+        print(write_only_report(settings), file=results)
 
 
 @app.command()
@@ -136,10 +145,14 @@ def plan(
 ) -> None:
     """What a run would do: rows, tokens, memory, hours, and whether it fits. Runs nothing."""
     settings = _load(config, overrides, verbose)
-    from compass_ray.plan import format_plan, make_plan
+    with _results() as results:
+        from compass_ray.plan import format_plan, make_plan
 
-    made = make_plan(settings)
-    print(json.dumps(asdict(made), indent=1, ensure_ascii=False) if as_json else format_plan(made))
+        made = make_plan(settings)
+        if as_json:
+            print(to_json(asdict(made)), file=results)
+        else:
+            print(format_plan(made), file=results)
 
 
 @app.command()
@@ -155,15 +168,15 @@ def compare(
 ) -> None:
     """Strategies at the same budget, steps and items, with compass tested against each."""
     settings = _load(config, overrides, verbose)
-    from compass_ray import compare as comparison
-    from compass_ray.evaluation import standings
+    with _results() as results:
+        from compass_ray import compare as comparison
+        from compass_ray.evaluation import standings
 
-    with contextlib.redirect_stdout(sys.stderr):
         rows = comparison.compare(settings, [n.strip() for n in strategies.split(",")], seeds)
-    if as_json:
-        print(json.dumps(standings.as_json(rows), indent=1))
-    else:
-        print(standings.markdown(rows, settings.evaluation.confidence))
+        if as_json:
+            print(to_json(standings.as_json(rows)), file=results)
+        else:
+            print(standings.markdown(rows, settings.evaluation.confidence), file=results)
 
 
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder: outputs/runs/demo")]
@@ -185,21 +198,22 @@ def monitor(
 ) -> None:
     """Has usage drifted from what the adapters were built for? Exit code 0 stable, 3 drift."""
     configure_logging(verbose)
-    from compass_ray.continual.runfolder import RunFolder
-    from compass_ray.continual.text import shown
-    from compass_ray.continual.watch import Watch, looks
-    from compass_ray.report.page import write_report
-
-    folder = RunFolder.open(run)
-    watch = Watch(folder, examples=examples, losses=losses)
     drifted = False
-    for look in looks(watch, usage, every if follow else None):
-        for message in look.messages:
-            print(f"compass-ray: {message}", file=sys.stderr)
-        if look.windows:
-            write_report(folder.storage, folder.name)
-        print(shown(look, as_json), flush=True)
-        drifted = look.drifted
+    with _results() as results:
+        from compass_ray.continual.runfolder import RunFolder
+        from compass_ray.continual.text import shown
+        from compass_ray.continual.watch import Watch, looks
+        from compass_ray.report.page import write_report
+
+        folder = RunFolder.open(run)
+        watch = Watch(folder, examples=examples, losses=losses)
+        for look in looks(watch, usage, every if follow else None):
+            for message in look.messages:
+                print(f"compass-ray: {message}", file=sys.stderr)
+            if look.windows:
+                write_report(folder.storage, folder.name)
+            print(shown(look, as_json), file=results, flush=True)
+            drifted = look.drifted
     if drifted:
         sys.exit(3)
 
@@ -218,21 +232,21 @@ def update(
 ) -> None:
     """Train adapters on from where they are, for new usage; promote what proves better."""
     configure_logging(verbose)
-    from compass_ray.continual.runfolder import RunFolder
-    from compass_ray.continual.update import update as bring_up_to_date
-    from compass_ray.report.card import write_cards
-    from compass_ray.report.page import write_report
-
     wanted = [code.strip() for code in languages.split(",") if code.strip()]
-    with contextlib.redirect_stdout(sys.stderr):
+    with _results() as results:
+        from compass_ray.continual.runfolder import RunFolder
+        from compass_ray.continual.update import update as bring_up_to_date
+        from compass_ray.report.card import write_cards
+        from compass_ray.report.page import write_report
+
         folder = RunFolder.open(run)
         done = bring_up_to_date(folder, usage, wanted, evaluation, overrides or [])
         write_cards(folder.storage, folder.name)
         write_report(folder.storage, folder.name)
-    if as_json:
-        print(json.dumps([asdict(told) for told in done], indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(map(str, done)))
+        if as_json:
+            print(to_json([asdict(told) for told in done]), file=results)
+        else:
+            print("\n".join(map(str, done)), file=results)
     if any(told.failed for told in done):
         sys.exit(1)
 
@@ -244,10 +258,11 @@ def rollback(
     to: Annotated[str | None, typer.Option(help="v0001; default: the current one's parent")] = None,
 ) -> None:
     """Make an earlier version of an adapter current again."""
-    from compass_ray.continual.runfolder import RunFolder
+    with _results() as results:
+        from compass_ray.continual.runfolder import RunFolder
 
-    was, current = RunFolder.open(run).registry(language).rollback(to)
-    print(f"{language}: {was.name} -> {current.name} is current")
+        was, current = RunFolder.open(run).registry(language).rollback(to)
+        print(f"{language}: {was.name} -> {current.name} is current", file=results)
 
 
 @app.command()
@@ -259,15 +274,15 @@ def merge(
 ) -> None:
     """Merge an adapter into its base model, for servers that load no adapters."""
     configure_logging(verbose=False)
-    from compass_ray.continual.runfolder import RunFolder
-    from compass_ray.training.merging import merge as merge_into_base
+    with _results() as results:
+        from compass_ray.continual.runfolder import RunFolder
+        from compass_ray.training.merging import merge as merge_into_base
 
-    folder = RunFolder.open(run)
-    with contextlib.redirect_stdout(sys.stderr):
+        folder = RunFolder.open(run)
         chosen = folder.registry(language).named(version) if version else folder.current(language)
         with folder.storage.as_local_dir(chosen.folder) as adapter:
             merge_into_base(folder.config.training.model, Path(adapter), to)
-    print(to)
+        print(to, file=results)
 
 
 @app.command()
@@ -279,11 +294,12 @@ def search(
 ) -> None:
     """Trials over search.space; the best one's configuration is written out, ready for run."""
     settings = _load(config, overrides, verbose)
-    from compass_ray.search import driver
+    with _results() as results:
+        from compass_ray.search import driver
 
-    with contextlib.redirect_stdout(sys.stderr):
         result = driver.search(settings)
-    print(driver.as_json(result, settings) if as_json else driver.format_result(result, settings))
+        written = driver.as_json if as_json else driver.format_result
+        print(written(result, settings), file=results)
     if any(trial.status == "failed" for trial in result.trials):
         sys.exit(1)
 
@@ -291,31 +307,34 @@ def search(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What this machine or cluster can do, and what is missing."""
-    from compass_ray.doctor import examine, format_checks
+    with _results() as results:
+        from compass_ray.doctor import examine, format_checks
 
-    checks = examine()
-    print(json.dumps([asdict(c) for c in checks], indent=1) if as_json else format_checks(checks))
+        checks = examine()
+        if as_json:
+            print(to_json([asdict(check) for check in checks]), file=results)
+        else:
+            print(format_checks(checks), file=results)
 
 
 @app.command("config-schema")
 def config_schema() -> None:
     """Print the JSON schema of the configuration."""
-    print(json.dumps(Config.model_json_schema(), indent=1))
+    print(to_json(Config.model_json_schema()))
 
 
 def _run(
     path: Path, overrides: list[str] | None, until: Stage, as_json: bool, verbose: bool
 ) -> None:
     config = _load(path, overrides, verbose)
-    from compass_ray import pipeline
+    with _results() as results:
+        from compass_ray import pipeline
 
-    # Libraries print where they like; stdout is for the result alone.
-    with contextlib.redirect_stdout(sys.stderr):
         result = pipeline.run(config, until)
-    if as_json:
-        print(json.dumps(asdict(result), indent=1, ensure_ascii=False))
-    else:
-        print(_table(result, config.evaluation.confidence))
+        if as_json:
+            print(to_json(asdict(result)), file=results)
+        else:
+            print(_table(result, config.evaluation.confidence), file=results)
     for language, cause in result.failures.items():
         print(f"compass-ray: {language} failed: {cause}", file=sys.stderr)
     if result.failures:

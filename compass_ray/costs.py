@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from compass_ray.config import Adapter, Training
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, first_line
 from compass_ray.models import resolve_model
 from compass_ray.training.data import Example, Plan, sequences_of_epoch
 
@@ -122,8 +122,7 @@ def measure_model(name: str, adapter: Adapter) -> ModelSize:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"training.model: {name} cannot be built ({reason})") from None
+        raise UserError(f"training.model: {name} cannot be built ({first_line(error)})") from None
     parameters = sum(weight.numel() for weight in base.parameters())
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
     embeddings = {end.weight for end in ends if end is not None}
@@ -132,8 +131,7 @@ def measure_model(name: str, adapter: Adapter) -> ModelSize:
             warnings.simplefilter("ignore")
             adapted = add_adapter(base, adapter, name)
     except ValueError as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"training.adapter.target_modules: {reason}") from None
+        raise UserError(f"training.adapter.target_modules: {first_line(error)}") from None
     text = config.get_text_config()
     return ModelSize(
         parameters=parameters,
@@ -177,13 +175,13 @@ def count_steps(
         epochs=training.epochs * repeats,
         max_steps=training.max_steps,
     )
-    micro_batch = micro_batch_size(training)
     laid_out = tokens = padded = longest = 0
     for batch in islice(plan.batches(), _SIMULATED_STEPS):
         laid_out += 1
         tokens += plan.tokens(batch)
-        for first in range(0, len(batch), micro_batch):
-            lengths = [plan.tokens([sequence]) for sequence in batch[first : first + micro_batch]]
+        for first in range(0, len(batch), training.micro_batch):
+            held = batch[first : first + training.micro_batch]
+            lengths = [plan.tokens([sequence]) for sequence in held]
             padded += max(lengths) * len(lengths)
             longest = max(longest, *lengths)
     epoch = sequences_of_epoch(examples, training.max_length, training.packing, seed, 0)
@@ -197,12 +195,6 @@ def count_steps(
         padded_tokens=round(padded * plan.total_steps / laid_out),
         longest=longest,
     )
-
-
-def micro_batch_size(training: Training) -> int:
-    """Sequences a worker holds at once."""
-    share = training.batch_size // training.workers_per_language
-    return training.micro_batch_size or max(1, share)
 
 
 def worker_memory(
@@ -227,7 +219,7 @@ def worker_memory(
     stage, workers = training.deepspeed.zero_stage, training.workers_per_language
     width = 2 if bf16 else 4
     split = workers if stage == 3 else 1
-    tokens = (micro_batch or micro_batch_size(training)) * longest
+    tokens = (micro_batch or training.micro_batch) * longest
     by_hidden, by_intermediate = _kept(training)
     kept = by_hidden * size.hidden + by_intermediate * size.intermediate
     activations = size.layers * tokens * kept * width

@@ -179,9 +179,27 @@ _PARTS = {
     "Arab": {"Aran"},
 }
 _TAG = re.compile(
-    r"(?P<language>[a-z]{2,3})(?:-(?P<extended>[a-z]{3}))?(?:-(?P<script>[a-z]{4}))?"
-    r"(?:-(?P<region>[a-z]{2}|[0-9]{3}))?(?:-[a-z0-9]{1,8})*"
+    r"(?P<language>[a-z]{2,3})(?:-(?P<extended>min-nan|[a-z]{3}))?(?:-(?P<script>[a-z]{4}))?"
+    r"(?:-(?P<region>[a-z]{2,3}|[0-9]{3}))?(?:-[a-z0-9]{1,8})*"
 )
+# Varieties that a tag may name behind their macrolanguage, as BCP-47 has them registered, without
+# sign languages.
+_VARIETIES = """
+ar | aao abh abv acm acq acw acx acy adf aeb aec afb ajp apc apd arb arq ars ary arz auz avl ayh
+ar | ayl ayn ayp bbz pga shu ssh
+kok | gom knn
+lv | ltg lvs
+ms | bjn btj bve bvu coa dup hji jak jax kvb kvr kxd lce lcf liw max meo mfa mfb min mqg msi mui
+ms | orn ors pel pse tmw urk vkk vkt xmm zlm zmi zsm
+sw | swc swh
+uz | uzn uzs
+zh | cdo cjy cmn cnp cpx csp czh czo gan hak hnm hsn luh lzh min-nan mnp nan sjc wuu yue
+"""
+_EXTENDED = {
+    (code, variety)
+    for code, _, varieties in (line.split(maxsplit=2) for line in _VARIETIES.strip().splitlines())
+    for variety in varieties.split()
+}
 
 
 @dataclass(frozen=True)
@@ -223,6 +241,7 @@ class _Cldr:
     likely: dict[str, str]
     names: dict[str, str]
     scripts: dict[str, str]
+    regions: dict[str, str]
 
 
 @cache
@@ -238,6 +257,7 @@ def _cldr() -> _Cldr:
         dict(get_global("likely_subtags")),
         names,
         dict(english.scripts),
+        {old: new[0] for old, new in get_global("territory_aliases").items()},
     )
 
 
@@ -246,8 +266,9 @@ def normalise(code_or_name: str, script: str | None = None) -> str:
     """Give our code for a language named in any of the ways the field uses.
 
     Args:
-        code_or_name: BCP-47 tag (``pt-BR``, ``zh_TW``), ISO 639-1, -2 or -3 code (``swa``), FLORES
-            code (``arb_Arab``), or English name (``Standard Arabic``, ``simplified_chinese``).
+        code_or_name: BCP-47 tag (``pt-BR``, ``zh_TW``), also with a region of three letters
+            (``pt-BRA``), ISO 639-1, -2 or -3 code (``swa``), FLORES code (``arb_Arab``), or English
+            name (``Standard Arabic``, ``simplified_chinese``).
         script: ISO 15924 code where it stands beside the language; wins over one inside the tag.
 
     Raises:
@@ -255,14 +276,22 @@ def normalise(code_or_name: str, script: str | None = None) -> str:
     """
     text = code_or_name.strip()
     tag = _TAG.fullmatch(text.lower().replace("_", "-"))
-    code = _language_of(tag["extended"] or tag["language"]) if tag else None
+    code, region = _language_and_region(tag) if tag else (None, None)
     if tag and code:
-        written = script or tag["script"] or _script_of_region(code, tag["region"])
+        written = script or tag["script"] or _script_of_region(code, region)
     else:
         code, written = _by_name(_key(text)), script
     if code is None:
         raise UserError(f"unknown language {code_or_name[:60]!r}; {_nearest(text[:60])}")
     return _with_script(code, written) if written else code
+
+
+def find(code_or_name: str) -> str | None:
+    """As ``normalise``, but None for a language that is not known."""
+    try:
+        return normalise(code_or_name)
+    except UserError:
+        return None
 
 
 def to_iso639_3(code: str) -> str:
@@ -291,6 +320,17 @@ def script(code: str) -> str:
     """ISO 15924 code of the script a language is written in; ``Zyyy`` where CLDR has none."""
     base, _, written = normalise(code).partition("-")
     return written or _main_script(base) or "Zyyy"
+
+
+def _language_and_region(tag: re.Match[str]) -> tuple[str | None, str | None]:
+    """Our code, None where the tag names no language that is known, and the region."""
+    code, extended, region = _language_of(tag["language"]), tag["extended"], tag["region"]
+    if extended is None or code is None:
+        return code, region
+    if (code, extended) in _EXTENDED:
+        return _language_of(extended[-3:]), region
+    # Three letters that are neither: no tag, maybe a name.
+    return (code, extended) if extended.upper() in _cldr().regions else (None, None)
 
 
 def _language_of(code: str) -> str | None:
@@ -332,7 +372,8 @@ def _script_of_region(code: str, region: str | None) -> str | None:
     """Script that a region implies: ``zh-TW`` is written in ``Hant``."""
     if region is None or "-" in code:
         return None
-    likely = _cldr().likely.get(f"{code}_{region.upper()}")
+    region = region.upper()
+    likely = _cldr().likely.get(f"{code}_{_cldr().regions.get(region, region)}")
     return likely.split("_")[1] if likely else None
 
 

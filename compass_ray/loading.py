@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from compass_ray.config import Config, Section
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, one_line
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -33,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML ({_one_line(error)})") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of sections, found {type(data).__name__}")
     for override in overrides:
@@ -46,7 +47,7 @@ def build_config(data: Mapping[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_describe(error)}") from None
+        raise UserError(f"{where}: {_describe(error, data)}") from None
 
 
 def override(config: Config, overrides: Sequence[str], where: str = "config") -> Config:
@@ -58,7 +59,18 @@ def override(config: Config, overrides: Sequence[str], where: str = "config") ->
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats and languages: ``2e-4`` is a number, and ``no`` is Norwegian, not False."""
+    """YAML 1.2: ``2e-4`` is a number, ``no`` is Norwegian, not False, and no key is given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here and not where mappings are made: by then, merged ones hold what they overrule.
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"key {key.value} is given twice (line {line})")
+            seen.add((key.tag, str(key.value)))
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -82,7 +94,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: value is not YAML ({_one_line(error)})") from None
+        raise UserError(f"--set {override}: value is not YAML: {one_line(error)}") from None
     *sections, last = key.split(".")
     node = data
     for section in sections:
@@ -95,33 +107,67 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, data: Mapping[str, Any]) -> str:
     # One mistake a line is enough: mending the first often mends the rest.
-    detail = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in detail["loc"]) or "config"
+    location, details = _first_mistake(error, data)
+    detail = details[0]
+    key = ".".join(map(str, location)) or "config"
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1])
-        nearest = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        known = _known_keys(location[:-1])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}"
         return f"unknown key {key}; {hint}"
     if detail["type"] == "missing":
         return f"{key} is missing"
-    message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
+        message = detail["msg"].removeprefix("Value error, ")
         return message if key == "config" else f"{key}: {message}"
-    return f"{key}: {message}, got {detail['input']!r}"
+    first, *others = (each["msg"].partition(", unable to parse")[0] for each in details)
+    others = [other.removeprefix("Input should be ") for other in others]
+    return f"{key}: {' or '.join([first, *others])}, got {detail['input']!r}"
+
+
+def _first_mistake(
+    error: ValidationError, data: Mapping[str, Any]
+) -> tuple[list[str | int], list[ErrorDetails]]:
+    """The location of the first mistake, and what is said of it.
+
+    Of a value that may be of several types, pydantic says what each of them finds wrong. The type
+    that was meant is the one that finds fault with a part of the value, or has a reason of its own.
+    """
+    details = error.errors(include_url=False)
+    located = [(_location(detail, data), detail) for detail in details]
+    start = located[0][0]
+    inside = [(loc, detail) for loc, detail in located if loc[: len(start)] == start]
+    deepest = max((loc for loc, _ in inside), key=len)
+    there = [detail for loc, detail in inside if loc == deepest]
+    return deepest, [detail for detail in there if detail["type"] == "value_error"] or there
+
+
+def _location(detail: ErrorDetails, data: Mapping[str, Any]) -> list[str | int]:
+    """The keys that lead to a mistake, without the names of types that pydantic puts between."""
+    location: list[str | int] = []
+    value: Any = data
+    for part in detail["loc"]:
+        a_list = isinstance(value, list | tuple) and isinstance(part, int)
+        inside = a_list or (isinstance(value, Mapping) and part in value)
+        if inside:
+            value = value[part]
+        if inside or (detail["type"] == "missing" and part == detail["loc"][-1]):
+            location.append(part)
+    return location
 
 
 def _known_keys(location: Iterable[str | int]) -> list[str]:
-    section: Any = Config
+    section: type[Section] = Config
     for part in location:
-        if isinstance(part, int):
-            continue
-        section = section.model_fields[part].annotation
-        candidates = [section, *get_args(section)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    return list(section.model_fields)
+        if part in section.model_fields:
+            section = next(_sections(section.model_fields[str(part)].annotation), section)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inside in get_args(annotation):
+        yield from _sections(inside)

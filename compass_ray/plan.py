@@ -14,7 +14,7 @@ from compass_ray import costs
 from compass_ray.artifacts import Storage
 from compass_ray.config import ROLES, Clustering, Config, Role
 from compass_ray.corpora.preview import Certainty, Preview, preview
-from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder
+from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder, encoder_device
 from compass_ray.errors import UserError
 from compass_ray.evaluation.benchmarks import check_tasks, written_tokens
 from compass_ray.models import check_model, check_training
@@ -91,7 +91,7 @@ def make_plan(config: Config) -> Plan:
     check_tasks(config, storage)
     on, machine = hardware.look()
     parallel = parallel_languages(config, on)
-    device: Device = "cuda" if on.gpus and config.embedding.model != BUNDLED else "cpu"
+    device = encoder_device(config.embedding.model, on.gpus > 0)
     actors = encoder_actors(config.embedding, on, device)
 
     found = look_into_cache(config, storage)

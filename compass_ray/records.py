@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,14 +138,27 @@ def to_rows(
 def as_records(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """Rows of an Arrow table as dicts, timestamps as microseconds.
 
-    Arrow refuses to turn nanoseconds into a ``datetime`` where pandas is not installed.
+    Arrow refuses to turn nanoseconds into a ``datetime`` where pandas is not installed. A cell with
+    a date that Python has none for becomes a text that says so.
     """
     for i, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
             coarse = pa.timestamp("us", tz=field.type.tz)
             table = table.set_column(i, field.name, table.column(i).cast(coarse, safe=False))
-    rows: list[dict[str, Any]] = table.to_pylist()
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except OverflowError:
+        columns = [[_cell(cell) for cell in column] for column in table.columns]
+        names = table.schema.names
+        rows = [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return rows
+
+
+def _cell(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except OverflowError:
+        return "a date outside the years 1 to 9999"
 
 
 def _format(name: str, role: Role, records: list[dict[str, Any]]) -> Format:
@@ -176,7 +188,8 @@ class _Reader:
 
     def row(self, record: dict[str, Any]) -> dict[str, Any]:
         fields = self._format.read(record)
-        prompt = self._checked("prompt", [fields.prompt])[0]
+        asked = fields.asked if self._role == "usage" else None
+        prompt = self._checked("prompt", [fields.prompt if asked is None else asked])[0]
         language = self._language(fields)
         if self._role == "evaluation":
             options = self._checked("options", fields.options)
@@ -243,7 +256,7 @@ def _look_up(name: str | None, code: str | None, script: str | None) -> str | Us
         return error
     if name and code and not script:
         # Aya gives both kinds of Chinese the code zho and tells them apart in the name only.
-        with suppress(UserError):
-            named = languages.normalise(name)
-            return named if named.startswith(f"{tag}-") else tag
+        named = languages.find(name)
+        if named and named.startswith(f"{tag}-"):
+            return named
     return tag

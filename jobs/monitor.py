@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
-from compass_ray.cli import configure_logging
+from compass_ray.cli import configure_logging, main
 from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.text import shown
 from compass_ray.continual.update import update
 from compass_ray.continual.watch import Look, Watch, looks
-from compass_ray.errors import UserError
 from compass_ray.report.card import write_cards
 from compass_ray.report.page import write_report
 from compass_ray.resources import connect
@@ -27,7 +25,8 @@ from compass_ray.resources import connect
 log = logging.getLogger("compass_ray.jobs.monitor")
 
 
-def main() -> None:
+def watch_usage() -> None:
+    """Look at the log that the arguments name, once or until the job is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--run", required=True, help="A run's folder: s3://bucket/compass/runs/demo"
@@ -71,8 +70,4 @@ def bring_up_to_date(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"monitor: {error}", file=sys.stderr)
-        sys.exit(2)
+    main(watch_usage)

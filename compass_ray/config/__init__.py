@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from compass_ray.config.models import (
     ONERULER_TASKS,
@@ -72,25 +72,39 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Run(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """What the run is called, where its results go, and what its random choices start from."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "run", description="The run's folder is runs/<name> in the storage"
+    )
     storage: str = Field("outputs", description="Any pyarrow filesystem URI: /path, s3://, gs://")
-    seed: int = 0
+    seed: int = Field(0, description="Seed of every random choice")
     trackers: list[Tracker] = Field(
         default_factory=list, description="Where loss curves go, besides the report"
     )
 
 
 class Resources(Section):
+    """What a training or evaluation worker gets of the cluster, and how many languages share it."""
+
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
         "auto", description="One where there are any; less than 1 to share one, 0 for none"
     )
-    max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = "auto"
-    threads_per_worker: Annotated[int, Field(gt=0)] = 1
+    max_parallel_languages: Annotated[int, Field(gt=0)] | Auto = Field(
+        "auto", description="Most languages to train side by side; auto: as many as fit"
+    )
+    threads_per_worker: Annotated[int, Field(gt=0)] = Field(
+        1, description="CPU cores of a training or evaluation worker"
+    )
 
 
 class Config(Section):
+    """A whole run: one section a stage, and the languages to adapt to."""
+
     run: Run = Run()
-    languages: Annotated[list[str], Field(min_length=1)]
+    languages: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Languages to train an adapter for, one each; codes or English names"
+    )
     corpora: Corpora = Corpora()
     embedding: Embedding = Embedding()
     clustering: Clustering = Clustering()
@@ -108,14 +122,3 @@ class Config(Section):
         if len(set(codes)) != len(codes):
             raise ValueError(f"a language is named twice in {languages}")
         return codes
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Config:
-        workers, batch = self.training.workers_per_language, self.training.batch_size
-        micro = self.training.micro_batch_size or max(1, batch // workers)
-        if batch % (workers * micro):
-            raise ValueError(
-                f"training.batch_size {batch} is not a multiple of workers_per_language "
-                f"{workers} × micro_batch_size {micro}"
-            )
-        return self

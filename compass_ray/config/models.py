@@ -10,18 +10,33 @@ from compass_ray.config.section import EXECUTION, Auto, Section
 
 
 class Adapter(Section):
+    """The kind and size of the adapter, as PEFT's ``LoraConfig`` takes them."""
+
     type: Literal["lora", "rslora", "dora", "qlora"] = Field(
         "lora",
         description="rslora scales by alpha / sqrt(r); qlora is LoRA on a base held in 4 bits",
     )
-    r: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[int, Field(gt=0)] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: str | list[str] = "all-linear"
+    r: Annotated[int, Field(gt=0)] = Field(16, description="Rank of the adapter's matrices")
+    alpha: Annotated[int, Field(gt=0)] = Field(
+        32, description="The adapter's output is scaled by alpha / r"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Share of the adapter's inputs dropped at random in training"
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Layers that get an adapter: names, a pattern, or all-linear"
+    )
 
 
 class DeepSpeed(Section):
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, json_schema_extra=EXECUTION)
+    """How DeepSpeed divides a language's training among its workers and their memories."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="What workers share out among them: 1 optimiser states, 2 gradients too, "
+        "3 weights too; 0 nothing",
+        json_schema_extra=EXECUTION,
+    )
     offload_optimizer: bool = Field(
         False, description="Keep optimiser states in CPU memory", json_schema_extra=EXECUTION
     )
@@ -44,14 +59,20 @@ Attention = Literal[
 
 
 class Training(Section):
-    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    """The base model, and how an adapter is trained on a language's subset."""
+
+    model: str = Field(
+        "Qwen/Qwen2.5-7B-Instruct", description="Base model: a folder or a name on the hub"
+    )
     system_prompt: str | None = Field(
         None, description="System turn of training and evaluation; default: the chat template's own"
     )
     adapter: Adapter = Adapter()
     deepspeed: DeepSpeed = DeepSpeed()
-    epochs: Annotated[float, Field(gt=0)] = 1
-    max_steps: Annotated[int, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0)] = Field(1, description="Passes over the rows")
+    max_steps: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="Optimiser steps, in place of epochs"
+    )
     batch_size: Annotated[int, Field(gt=0)] = Field(
         16, description="Sequences a step, over all workers; packed ones when packing"
     )
@@ -66,11 +87,19 @@ class Training(Section):
         "memory",
         json_schema_extra=EXECUTION,
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-4
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    max_length: Annotated[int, Field(gt=1)] = 1024
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2.0e-4, description="AdamW's at its peak; it falls to a tenth along a cosine"
+    )
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="Share of the steps in which the learning rate rises to its peak"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Gradients of a larger norm are scaled down to it"
+    )
+    max_length: Annotated[int, Field(gt=1)] = Field(
+        1024, description="Tokens of a sequence at most; longer rows are cut at the end"
+    )
     packing: bool = Field(
         True,
         description="Several rows a sequence; models that cannot keep them apart train unpacked",
@@ -81,7 +110,9 @@ class Training(Section):
         "so that packed rows cost no more than apart; flash: install flash-attn or kernels",
         json_schema_extra=EXECUTION,
     )
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of weights and activations; auto: bf16 on a GPU, else fp32"
+    )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Share of a language's rows to hold out; its adapter is then the best of them",
@@ -92,14 +123,39 @@ class Training(Section):
     early_stopping: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Stop after so many looks without a lower validation loss"
     )
-    checkpoint_steps: Annotated[int, Field(gt=0)] = Field(200, json_schema_extra=EXECUTION)
-    keep_checkpoints: Annotated[int, Field(gt=0)] = Field(2, json_schema_extra=EXECUTION)
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        3,
-        description="Restarts of a language after a crash; being preempted does not count",
+    checkpoint_steps: Annotated[int, Field(gt=0)] = Field(
+        200,
+        description="Steps between checkpoints that a crash is resumed from",
         json_schema_extra=EXECUTION,
     )
-    workers_per_language: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
+    keep_checkpoints: Annotated[int, Field(gt=0)] = Field(
+        2, description="Newest checkpoints kept while training", json_schema_extra=EXECUTION
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="Restarts of a language in a row, without a new checkpoint; being preempted "
+        "does not count",
+        json_schema_extra=EXECUTION,
+    )
+    workers_per_language: Annotated[int, Field(gt=0)] = Field(
+        1,
+        description="Processes that train one adapter together, each on its share of the batch",
+        json_schema_extra=EXECUTION,
+    )
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences a worker holds at once."""
+        return self.micro_batch_size or max(1, self.batch_size // self.workers_per_language)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Training:
+        if self.batch_size % (self.workers_per_language * self.micro_batch):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of workers_per_language "
+                f"{self.workers_per_language} × micro_batch_size {self.micro_batch}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Training:
@@ -130,7 +186,9 @@ ONERULER_TASKS: tuple[OneRulerTask, ...] = get_args(OneRulerTask)
 class OneRuler(Section):
     """Long context: how long, how many items, and what text they hide their answers in."""
 
-    tasks: list[OneRulerTask] = Field(list(ONERULER_TASKS))
+    tasks: list[OneRulerTask] = Field(
+        list(ONERULER_TASKS), description="Needles to find (niah) and common words to name (cwe)"
+    )
     lengths: list[Annotated[int, Field(ge=512)]] = Field(
         [8_000, 32_000, 64_000, 128_000], description="Tokens of the prompt, by the model's own"
     )
@@ -141,6 +199,8 @@ class OneRuler(Section):
 
 
 class Evaluation(Section):
+    """What base and adapters are scored on, and how."""
+
     tasks: list[str] = Field(
         ["items"],
         description=(
@@ -164,8 +224,12 @@ class Evaluation(Section):
         description="Texts scored at once; fewer where they are long",
         json_schema_extra=EXECUTION,
     )
-    baseline: bool = True
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    baseline: bool = Field(
+        True, description="Score the base model too; without it there are no gains"
+    )
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Level of the confidence intervals"
+    )
 
     @model_validator(mode="after")
     def _data_is_of_a_task(self) -> Evaluation:
@@ -190,6 +254,8 @@ UPDATE_METHODS: tuple[UpdateMethod, ...] = get_args(UpdateMethod)
 
 
 class Continual(Section):
+    """When usage counts as drifted, and how an adapter is then trained on."""
+
     method: UpdateMethod = Field(
         "ecda",
         description="How an update trains: ecda, ewc and random_rehearsal hold on to the old "

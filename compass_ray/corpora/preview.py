@@ -7,28 +7,30 @@ evenly over a file, all of them where it is small. Knows nothing of Ray or the c
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from compass_ray.config import Role, Source
 from compass_ray.corpora import atlas
+from compass_ray.corpora.places import Place
 from compass_ray.corpora.sources import (
     FileRef,
+    Record,
+    check_renames,
     file_kind,
+    is_blank,
     list_files,
     next_share,
+    parse_line,
     reading_order,
     taken,
 )
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, first_line
 from compass_ray.formats import rename
 from compass_ray.records import SCHEMA, as_records, to_rows
 
@@ -200,7 +202,7 @@ class _Head:
 
     rows: int
     share: float
-    kept: list[dict[str, Any]]
+    kept: list[Record]
 
     @property
     def all_kept(self) -> bool:
@@ -214,6 +216,7 @@ def _add_head(
     if not head.kept:
         return 0
     try:
+        check_renames(source, head.kept)
         normalised = to_rows(
             rename(head.kept, source.columns),
             format=source.format,
@@ -242,31 +245,20 @@ def _add_head(
 
 def _read_head(file: FileRef, limit: int | None, most: int) -> _Head:
     try:
-        filesystem, path = _open(file.uri)
+        place = Place.of(file.uri)
         if file.kind == "parquet":
-            return _parquet_head(filesystem, path, most)
-        return _jsonl_head(filesystem, path, file, limit, most)
+            return _parquet_head(place, most)
+        return _jsonl_head(place, file, limit, most)
     except (OSError, pa.ArrowException) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{file.name}: cannot be read ({reason})") from None
+        raise UserError(f"{file.name}: cannot be read ({first_line(error)})") from None
 
 
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), uri
-    place, mark, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
-    root, _, key = rest.partition("/")
-    filesystem, path = pafs.FileSystem.from_uri(f"{scheme}://{root}/{quote(key)}{mark}{query}")
-    return filesystem, path
-
-
-def _parquet_head(filesystem: pafs.FileSystem, path: str, most: int) -> _Head:
-    with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as parquet:
+def _parquet_head(place: Place, most: int) -> _Head:
+    with place.filesystem.open_input_file(place.path) as stream, pq.ParquetFile(stream) as parquet:
         rows = parquet.metadata.num_rows
         groups = _spread(parquet.metadata.num_row_groups, 8) if rows > most else None
         each = max(1, most // len(groups)) if groups else most
-        kept: list[dict[str, Any]] = []
+        kept: list[Record] = []
         for group in [[g] for g in groups] if groups else [None]:
             for batch in parquet.iter_batches(each, row_groups=group):
                 kept += as_records(batch)
@@ -275,19 +267,17 @@ def _parquet_head(filesystem: pafs.FileSystem, path: str, most: int) -> _Head:
         return _Head(rows, 1.0, kept)
 
 
-def _jsonl_head(
-    filesystem: pafs.FileSystem, path: str, file: FileRef, limit: int | None, most: int
-) -> _Head:
+def _jsonl_head(place: Place, file: FileRef, limit: int | None, most: int) -> _Head:
     stride, rows, rest = 1, 0, b""
     kept: list[tuple[int, bytes]] = []
     number = 0
-    with filesystem.open_input_file(path) as raw:
-        stream = _decompressed(raw, path)
+    with place.filesystem.open_input_file(place.path) as raw:
+        stream = _decompressed(raw, place.path)
         while chunk := stream.read(_CHUNK_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 number += 1
-                if line.strip():
+                if not is_blank(line):
                     if rows % stride == 0:
                         kept.append((number, line))
                     rows += 1
@@ -297,7 +287,7 @@ def _jsonl_head(
             if limit is not None and raw.tell() >= limit:
                 share = min(1.0, raw.tell() / max(file.size, 1))
                 return _Head(rows, share, _parsed(_thinned(kept, most), file))
-    if rest.strip():
+    if not is_blank(rest):
         kept.append((number + 1, rest))
         rows += 1
     return _Head(rows, 1.0, _parsed(_thinned(kept, most), file))
@@ -308,16 +298,13 @@ def _decompressed(raw: Any, path: str) -> Any:
     return pa.CompressedInputStream(raw, compression) if compression else raw
 
 
-def _parsed(lines: Iterable[tuple[int, bytes]], file: FileRef) -> list[dict[str, Any]]:
+def _parsed(lines: Iterable[tuple[int, bytes]], file: FileRef) -> list[Record]:
     records = []
     for number, line in lines:
         try:
-            value = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
-        except (ValueError, RecursionError):
-            raise UserError(f"{file.name}:{number}: not valid JSON in UTF-8") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{file.name}:{number}: expected one object a line")
-        records.append(value)
+            records.append(parse_line(line))
+        except ValueError as error:
+            raise UserError(f"{file.name}:{number}: {error}") from None
     return records
 
 

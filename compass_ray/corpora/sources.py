@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlencode
 
 import numpy as np
@@ -22,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from compass_ray import languages, records
-from compass_ray.artifacts import shown
-from compass_ray.corpora.places import Place, first_line
-from compass_ray.errors import UserError
+from compass_ray.config import Source
+from compass_ray.corpora.places import Place
+from compass_ray.errors import UserError, first_line, shown
 from compass_ray.formats import find_format, rename
 from compass_ray.records import Normalised, Role
 
@@ -38,34 +37,13 @@ for _extension in (".jsonl", ".json", ".ndjson"):
     _EXTENSIONS[f"{_extension}.gz"] = ("jsonl", "gzip")
     _EXTENSIONS[f"{_extension}.zst"] = ("jsonl", "zstd")
 
+MAX_LINE_BYTES = 64 << 20
+"""A file with a longer line is not JSON lines, and reading on would fill the memory."""
+
 _BATCH_ROWS = 4096
 _CHUNK_BYTES = 1 << 20
-# A line longer than this is a file that is no JSON lines, and would fill the memory.
-_MAX_LINE_BYTES = 64 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HUB = re.compile(r"hf:(?P<dataset>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
-
-
-class Source(Protocol):
-    """One entry of ``corpora.<role>`` in the config."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def language(self) -> str | None: ...
-    @property
-    def split(self) -> str | None: ...
-    @property
-    def subset(self) -> str | None: ...
-    @property
-    def columns(self) -> Mapping[str, str]: ...
-    @property
-    def rows(self) -> int | None: ...
-    @property
-    def weight(self) -> float: ...
-    @property
-    def languages(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True, order=True)
@@ -139,6 +117,33 @@ def read_batches(ref: FileRef, batch_rows: int = _BATCH_ROWS) -> Iterator[tuple[
         first += len(batch)
 
 
+def is_blank(line: bytes) -> bool:
+    """Whether a line of JSON lines holds nothing to parse."""
+    return not line.removeprefix(_BYTE_ORDER_MARK).strip()
+
+
+def parse_line(line: bytes) -> Record:
+    """The object that a line of JSON lines holds, with or without the line's end.
+
+    A byte order mark before it is passed over: files that were put together have one inside.
+
+    Raises:
+        ValueError: It is no object of JSON in UTF-8; the message says what it is, in one line.
+    """
+    line = line.removeprefix(_BYTE_ORDER_MARK)
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise ValueError(f"not valid UTF-8 (byte {byte:#04x} at {error.start + 1})") from None
+    except (ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise ValueError(f"not valid JSON ({reason}); expected one object a line") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}; expected one object a line")
+    return value
+
+
 def open_stream(ref: FileRef) -> pa.NativeFile:
     """The bytes of a file as they are stored, from the start.
 
@@ -198,7 +203,7 @@ def read_file(
     for first, batch in read_batches(ref, batch_rows):
         try:
             if first == 0:
-                _check_renames(source, batch)
+                check_renames(source, batch)
             batch = rename(batch, source.columns)
             if format_ == "auto":
                 format_ = records.detect_format(set[str]().union(*batch))
@@ -219,6 +224,15 @@ def read_file(
             left -= part.rows.num_rows + part.rejected.num_rows
             if left <= 0:
                 return
+
+
+def check_renames(source: Source, batch: list[Record]) -> None:
+    """Raise ``UserError`` for a column to rename that no record of the batch has."""
+    seen = set[str]().union(*batch)
+    if missing := sorted(set(source.columns) - seen):
+        raise UserError(
+            f"columns renames {', '.join(missing)}; the columns are {', '.join(sorted(seen))}"
+        )
 
 
 def taken(
@@ -281,9 +295,9 @@ def _lines(ref: FileRef) -> Iterator[bytes]:
             while chunk := stream.read(_CHUNK_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
                 number += len(lines)
-                if len(rest) > _MAX_LINE_BYTES:
+                if len(rest) > MAX_LINE_BYTES:
                     raise UserError(
-                        f"{ref.name}:{number + 1}: line longer than {_MAX_LINE_BYTES >> 20} MiB; "
+                        f"{ref.name}:{number + 1}: line longer than {MAX_LINE_BYTES >> 20} MiB; "
                         "expected one object a line"
                     )
                 yield from lines
@@ -294,24 +308,13 @@ def _lines(ref: FileRef) -> Iterator[bytes]:
 
 def _objects(lines: Iterable[bytes], name: str) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
+        if is_blank(line):
             continue
-        where = f"{name}:{number}"
         try:
-            value = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: not valid UTF-8 (byte {line[error.start]:#04x} at {error.start + 1})"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{where}: not valid JSON ({first_line(error)}); expected one object a line"
-            ) from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: a {type(value).__name__}; expected one object a line")
-        yield value
+            record = parse_line(line)
+        except ValueError as error:
+            raise UserError(f"{name}:{number}: {error}") from None
+        yield record
 
 
 def _read_parquet(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
@@ -341,7 +344,7 @@ def _read_hub(ref: FileRef, batch_rows: int) -> Iterator[list[Record]]:
             streaming=True,
         )
         yield from _chunks(rows, batch_rows)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, OverflowError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{ref.name}: cannot be read from the hub ({first_line(error)})") from error
 
 
@@ -354,21 +357,11 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _check_renames(source: Source, batch: list[Record]) -> None:
-    seen = set[str]().union(*batch)
-    if missing := sorted(set(source.columns) - seen):
-        raise UserError(
-            f"columns renames {', '.join(missing)}; the columns are {', '.join(sorted(seen))}"
-        )
-
-
 def _language_of_subset(ref: FileRef, source: Source, format_: str) -> str | None:
     """The benchmarks on the hub name the language by the subset only."""
     if ref.kind != "hub" or not source.subset or not find_format(format_).multiple_choice:
         return None
-    with suppress(UserError):
-        return languages.normalise(source.subset)
-    return None
+    return languages.find(source.subset)
 
 
 def _weighted(part: Normalised, weight: float) -> Normalised:

@@ -32,7 +32,7 @@ from compass_ray.records import REJECTED_SCHEMA, Normalised, to_rows
 log = logging.getLogger(__name__)
 
 STAGE = "records"
-VERSION = 2
+VERSION = 3
 REJECTED = "rejected.parquet"
 MAX_REJECTED = 10_000
 """Rejected records of one reading that are kept; all are counted."""
@@ -50,6 +50,7 @@ class Part:
         languages: rows by language.
         content: hash of their ids in order, all that their vectors depend on.
         values: hash of what the ids leave out and later stages use: weights, answers, subjects.
+        labels: hash of subjects, sources and timestamps, which no stage uses but subsets keep.
     """
 
     role: Role
@@ -58,6 +59,7 @@ class Part:
     languages: dict[str, int]
     content: str
     values: str
+    labels: str = ""
 
     def identity(self) -> list[str]:
         """What everything but vectors and clusters depends on."""
@@ -338,6 +340,9 @@ def _write(draft: Draft, number: int, rows: pa.Table) -> dict[str, Any]:
     draft.write_table(name, rows)
     languages = Counter(rows["language"].to_pylist())
     left_out = ("answer", "subject") if "answer" in rows.column_names else ("weight",)
+    labels = {name: rows[name].to_pylist() for name in ("subject", "source")}
+    if "timestamp" in rows.column_names:
+        labels["timestamp"] = rows["timestamp"].cast(pa.int64()).to_pylist()
     digest = hashlib.blake2b("".join(rows["id"].to_pylist()).encode(), digest_size=16)
     return {
         "file": name,
@@ -345,6 +350,7 @@ def _write(draft: Draft, number: int, rows: pa.Table) -> dict[str, Any]:
         "languages": dict(sorted(languages.items())),
         "content": digest.hexdigest(),
         "values": artifacts.fingerprint(**{n: rows[n].to_pylist() for n in left_out}),
+        "labels": artifacts.fingerprint(**labels),
     }
 
 

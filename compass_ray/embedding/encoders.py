@@ -54,6 +54,11 @@ def check_encoder(config: Embedding) -> None:
     check_model(config.model, key="embedding.model")
 
 
+def encoder_device(model: str, has_gpu: bool) -> Device:
+    """What ``embedding.model`` runs on, where the cluster has GPUs or has none."""
+    return "cuda" if has_gpu and model != BUNDLED else "cpu"
+
+
 def load_encoder(config: Embedding, device: Device) -> Encoder:
     """The encoder named by ``embedding.model``, ready on ``device``."""
     if config.model == BUNDLED:

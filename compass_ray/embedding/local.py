@@ -90,9 +90,6 @@ class LocalSpace:
             neutral, clusters.centroids, tuple(map(str, names)), offsets_TLD.astype(np.float32)
         )
 
-    def knows(self, language: str) -> bool:
-        return self.neutral.knows(language)
-
     def transform(self, X: ArrayLike, languages: Languages) -> NDArray[np.float32]:
         """Unit vectors float32 [N, D] of encoder vectors ``X``; raises as ``NeutralSpace`` does."""
         return self.refine(self.neutral.transform(X, languages), languages)

@@ -2,7 +2,7 @@
 
 Vectors of multilingual encoders sit, first of all, where their language sits: plain k-means
 finds languages and not topics. ``NeutralSpace`` takes each language's own mean away and brings
-the rest back to unit length; ``RawSpace`` only does the latter. Both have the same verbs. Knows
+the rest back to unit length; ``RawSpace`` only does the latter, and has nothing to fit. Knows
 nothing of encoders or clusters, nor of which rows it is given: fit it on training rows and never
 on the usage of a language that has them, or the drift of usage would be centred away.
 
@@ -70,7 +70,7 @@ class NeutralSpace:
     (With τ the ratio of the variance within a language to that between languages, this is the
     generalised least squares mean that belongs to the shrinkage above.)
 
-    A language that was not fitted is centred on μ, which is the formula at n = 0; ``knows`` tells.
+    A language that was not fitted is centred on μ, which is the formula at n = 0.
 
     Args:
         shrinkage: τ in rows, ≥ 0; 0 trusts every mean and weights all languages equally.
@@ -145,10 +145,6 @@ class NeutralSpace:
         self.directions = directions_CD[real_C][: self.components]
         return self
 
-    def knows(self, language: str) -> bool:
-        """Whether the language has a centre of its own."""
-        return language in self.languages
-
     def transform(self, X: ArrayLike, languages: Languages) -> NDArray[np.float32]:
         """Centre each row of ``X`` [N, D] on its language and bring it to unit length.
 
@@ -211,24 +207,6 @@ class NeutralSpace:
 class RawSpace:
     """The encoder's vectors at unit length, whatever their language: the paper's space."""
 
-    def fit(self, X: ArrayLike, languages: Languages) -> Self:
-        """Check the input and learn nothing.
-
-        Raises:
-            ValueError: ``X`` is no [N, D] or ``languages`` is not N strings.
-        """
-        _coded(languages, len(_matrix(X)))
-        return self
-
-    @classmethod
-    def from_sums(cls, sums: LanguageSums) -> RawSpace:
-        """As ``fit``: there is nothing to learn from sums."""
-        return cls()
-
-    def knows(self, language: str) -> bool:
-        """True: no language is treated in a way of its own."""
-        return True
-
     def transform(self, X: ArrayLike, languages: Languages) -> NDArray[np.float32]:
         """Bring each row of ``X`` [N, D] to unit length, float32; a row of zeros stays so.
 
@@ -245,16 +223,6 @@ class RawSpace:
     def save(self, path: PathOrFile) -> None:
         """Write that the space is raw, to a path or an open binary file."""
         save_arrays(path, kind="raw")
-
-    @classmethod
-    def load(cls, path: PathOrFile) -> RawSpace:
-        """Read what ``save`` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        read_arrays(path, "raw")
-        return cls()
 
 
 def unit(vectors_BD: FloatArray, rounding_B: FloatArray | float) -> FloatArray:

@@ -22,9 +22,9 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim
 from compass_ray.config import Config, Embedding
 from compass_ray.corpora.stage import Corpus, Part
-from compass_ray.embedding.encoders import BUNDLED, Device, load_encoder
+from compass_ray.embedding.encoders import Device, encoder_device, load_encoder
 from compass_ray.errors import UserError
-from compass_ray.models import for_workers
+from compass_ray.models import for_workers, model_identity
 from compass_ray.parallel import map_parts_on_actors
 from compass_ray.progress import Progress
 from compass_ray.resources import cluster, encoder_actors
@@ -69,12 +69,13 @@ class _Work:
 def embed(config: Config, storage: Storage, corpus: Corpus) -> Embedded:
     """Vectors of the auxiliary, train and usage rows, computed or found in the cache."""
     parts = corpus.of("auxiliary", "train", "usage")
-    work = [_Work(storage, vectors_fingerprint(config.embedding, part), part) for part in parts]
+    fingerprints = vectors_fingerprints(config.embedding, parts)
+    work = [_Work(storage, *item) for item in zip(fingerprints, parts, strict=True)]
     found = _find(work)
     computed = 0
     if None in found.values():
         # One pass fills the cluster; another run's of this encoder may well be of the same rows.
-        encoder = artifacts.fingerprint(encoder=config.embedding.encoder_identity())
+        encoder = artifacts.fingerprint(encoder=_encoder_identity(config.embedding))
         with claim(storage, STAGE, encoder):
             found = _find(work)
             missing = {item.fingerprint: item for item in work if not found[item.fingerprint]}
@@ -101,17 +102,28 @@ def _tell(parts: Sequence[Part], computed: int) -> None:
     log.info("embed: %s rows reused, %s to compute", f"{reused:,}", f"{computed:,}")
 
 
-def vectors_fingerprint(config: Embedding, part: Part) -> str:
-    return artifacts.fingerprint(
-        stage=STAGE, version=VERSION, encoder=config.encoder_identity(), content=part.content
-    )
+def vectors_fingerprints(config: Embedding, parts: Sequence[Part]) -> list[str]:
+    encoder = _encoder_identity(config)
+    return [
+        artifacts.fingerprint(stage=STAGE, version=VERSION, encoder=encoder, content=part.content)
+        for part in parts
+    ]
+
+
+def _encoder_identity(config: Embedding) -> dict[str, str]:
+    """What the raw vectors depend on; the space is applied later and is not part of it."""
+    return {
+        "model": model_identity(config.model),
+        "text": config.text,
+        "prefix": config.prefix,
+    }
 
 
 def _embed_missing(config: Embedding, work: Sequence[_Work]) -> Iterator[Artifact]:
     if not work:
         return
     on = cluster()
-    device: Device = "cuda" if on.gpus and config.model != BUNDLED else "cpu"
+    device = encoder_device(config.model, on.gpus > 0)
     progress = Progress("embed", sum(item.part.rows for item in work), "rows")
     done = 0
     for vectors in map_parts_on_actors(

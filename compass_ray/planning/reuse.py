@@ -18,7 +18,7 @@ from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview
 from compass_ray.corpora.stage import Corpus, Part, count_cached, find_corpora
 from compass_ray.embedding.stage import STAGE as EMBED
-from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprint
+from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprints
 from compass_ray.evaluation.stage import count_cached as count_scored
 from compass_ray.records import SCHEMA
 from compass_ray.sampling.stage import STAGE as SAMPLE
@@ -62,8 +62,8 @@ def look_into_cache(config: Config, storage: Storage) -> Found:
         return found
     parts = corpus.of("auxiliary", "train", "usage")
     entries = [
-        artifacts.find(storage, EMBED, vectors_fingerprint(config.embedding, part))
-        for part in parts
+        artifacts.find(storage, EMBED, fingerprint)
+        for fingerprint in vectors_fingerprints(config.embedding, parts)
     ]
     vectors = tuple(
         EmbeddedPart(part, entry) for part, entry in zip(parts, entries, strict=True) if entry

@@ -15,7 +15,7 @@ from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview, sample_of
 from compass_ray.costs import Memory, ModelSize, Steps
 from compass_ray.embedding.encoders import Device
-from compass_ray.errors import UserError
+from compass_ray.errors import UserError, first_line
 from compass_ray.models import load_tokenizer
 from compass_ray.planning.gpus import gpu_flops
 from compass_ray.planning.hardware import Hardware
@@ -132,8 +132,9 @@ def plan_training(
     try:
         tokenizer = load_tokenizer(settings.model)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"training.model: no tokenizer in {settings.model} ({reason})") from None
+        raise UserError(
+            f"training.model: no tokenizer in {settings.model} ({first_line(error)})"
+        ) from None
     languages = tuple(
         _language(config, language, found, previews, tokenizer, size, rate)
         for language in config.languages
@@ -251,7 +252,7 @@ def _memory(
     return WorkerMemory(
         bytes=needed,
         assumptions=costs.memory_assumptions(settings, on_gpu=on_gpu, bf16=bf16),
-        micro_batch=costs.micro_batch_size(settings),
+        micro_batch=settings.micro_batch,
         tokens=longest,
         available=available,
         fits=None if available is None else needed.total <= available,

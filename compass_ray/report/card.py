@@ -13,7 +13,7 @@ import yaml
 
 from compass_ray import languages
 from compass_ray.artifacts import Storage
-from compass_ray.continual.registry import Registry, Version
+from compass_ray.continual.registry import Registry, Version, version_name
 
 CARD_FILE = "README.md"
 NAMED_SOURCES = 8
@@ -147,6 +147,6 @@ def _scores(scores: Sequence[Row]) -> str:
 def _update(version: Version) -> str:
     about = version.about
     return (
-        f"Trained on from v{about['parent']:04d} for usage that had moved; "
+        f"Trained on from {version_name(about['parent'])} for usage that had moved; "
         f"{about['usage']['prompts']:,} prompts of it were seen."
     )

@@ -38,7 +38,7 @@ from compass_ray.sampling.summary import unspent_reason
 
 STAGES = ("records", "embed", "cluster", "sample", "train", "evaluate")
 SHOWN_SOURCES = 20
-# Of runs that do not record it.
+# Level of the intervals of runs that did not record theirs.
 CONFIDENCE = 0.95
 
 

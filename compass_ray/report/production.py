@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from compass_ray.artifacts import Storage
-from compass_ray.continual.registry import Registry
+from compass_ray.continual.registry import Registry, version_name
 from compass_ray.report import figures
 
 STATE = "monitor/state.json"
@@ -43,7 +43,7 @@ def production(storage: Storage, run: str, language: str, name: str) -> Producti
             {
                 "name": version.name,
                 "kind": version.about["kind"],
-                "parent": version.about["parent"] and f"v{version.about['parent']:04d}",
+                "parent": version.about["parent"] and version_name(version.about["parent"]),
                 "reason": version.about.get("reason", ""),
                 "current": version == current,
             }

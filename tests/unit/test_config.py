@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
-from compass_ray.config import ROLES, Config, Training
+from compass_ray.config import ROLES, Config, Section, Training
 from compass_ray.errors import UserError
 from compass_ray.loading import build_config, load_config, override
 
@@ -93,6 +94,43 @@ def test_a_configuration_with_a_search_can_be_overridden() -> None:
             "languages: [de]\ntraining: {deepspeed: {zero_stage: 0, offload_optimizer: true}}",
             "offload_optimizer needs zero_stage 1",
         ),
+        (
+            "languages: [de]\nsearch: {space: {sampling.budget: {from: 1, to: 5, lgo: true}}}",
+            "unknown key search.space.sampling.budget.lgo; did you mean log?",
+        ),
+        (
+            "languages: [de]\nsearch: {space: {sampling.budget: {from: 9, to: 5}}}",
+            "search.space.sampling.budget: from 9 to 5: expected from < to",
+        ),
+        (
+            "languages: [de]\nsearch: {space: {sampling.budget: {from: 9}}}",
+            "search.space.sampling.budget.to is missing",
+        ),
+        (
+            "languages: [de]\ncontinual: {threshold: foo}",
+            "continual.threshold: Input should be a valid number or 'calibrated', got 'foo'",
+        ),
+        (
+            "languages: [de]\ncontinual: {threshold: 1.5}",
+            "continual.threshold: Input should be less than 1 or 'calibrated', got 1.5",
+        ),
+        (
+            "languages: [de]\nsearch: {metric: acc}",
+            "search.metric: Input should be 'accuracy', 'loss', 'tokens' or 'device_hours'",
+        ),
+        (
+            "languages: [de]\nsearch: {metric: [loss, acc]}",
+            "search.metric.1: Input should be 'accuracy', 'loss', 'tokens' or 'device_hours', got",
+        ),
+        (
+            "languages: [de]\ntraining: {adapter: {target_modules: [1]}}",
+            "training.adapter.target_modules.0: Input should be a valid string, got 1",
+        ),
+        (
+            "languages: [de]\nsampling: {budget: 1}\nsampling: {smoothing: 1}",
+            "key sampling is given twice (line 3)",
+        ),
+        ("languages: [de]\nrun: {seed: 1, seed: 2}", "key seed is given twice (line 2)"),
         ("[1, 2]", "expected a mapping"),
         ("a: [", "not valid YAML"),
     ],
@@ -110,6 +148,18 @@ def test_a_wrong_config_is_refused_in_one_line_naming_the_key(
     assert "\n" not in message
 
 
+def test_a_merged_mapping_may_be_overruled(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "languages: [de]\n"
+        "corpora:\n"
+        "  train: [&here {path: a, language: de}]\n"
+        "  usage: [{<<: *here, path: b}]\n"
+    )
+    (usage,) = load_config(path).corpora.usage
+    assert (usage.path, usage.language) == ("b", "de")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such config file"):
         load_config(tmp_path / "nowhere.yaml")
@@ -118,6 +168,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_malformed_override_is_refused(path: Path) -> None:
     with pytest.raises(UserError, match=r"--set sampling: expected section.key=value"):
         load_config(path, ["sampling"])
+    with pytest.raises(UserError, match=r"--set run=.*key seed is given twice \(line 1\)"):
+        load_config(path, ["run={seed: 1, seed: 2}"])
     with pytest.raises(UserError, match=r"run\.name\.first=1: name is not a section"):
         load_config(path, ["run.name=x", "run.name.first=1"])
 
@@ -185,6 +237,35 @@ def test_every_ready_configuration_is_read(path: Path) -> None:
     assert not any("{" in f"{source.path}{source.subset}" for source in usage)
 
 
+def is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def sections(annotation: Any) -> set[type[Section]]:
+    """Every section that a type holds, at any depth."""
+    found: set[type[Section]] = {annotation} if is_section(annotation) else set()
+    inside = [field.annotation for section in found for field in section.model_fields.values()]
+    return found.union(*map(sections, [*inside, *get_args(annotation)]))
+
+
+def test_every_key_says_what_it_means() -> None:
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in sections(Config)
+        for name, field in section.model_fields.items()
+        if not field.description and not is_section(field.annotation)
+    ]
+    assert sorted(silent) == []
+    assert sorted(s.__name__ for s in sections(Config) if not vars(s).get("__doc__")) == []
+
+
+def test_a_worker_holds_its_share_of_the_batch_or_what_it_is_told_to() -> None:
+    assert Training(batch_size=16, workers_per_language=4).micro_batch == 4
+    assert Training(batch_size=16, workers_per_language=4, micro_batch_size=2).micro_batch == 2
+    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of workers_per_language"):
+        Training(batch_size=16, workers_per_language=4, micro_batch_size=3)
+
+
 def test_the_schema_names_every_section() -> None:
     properties = Config.model_json_schema()["properties"]
     assert {"run", "languages", "corpora", "embedding", "clustering", "sampling"} <= set(properties)
@@ -206,7 +287,10 @@ def test_k_is_a_number_several_or_a_range(k: object, candidates: list[int]) -> N
     assert again == config
 
 
-@pytest.mark.parametrize("k", [1, True, "x", [], [3, 1], {"from": 20}, {"from": 20, "to": 3}])
+@pytest.mark.parametrize(
+    "k",
+    [1, True, "x", [], [3, 1], {"from": 20}, {"from": 20, "to": 3}, {"from": 20, "to": "200"}],
+)
 def test_a_k_that_is_none_is_refused_with_an_example(k: object) -> None:
     with pytest.raises(UserError, match=r"clustering\.k: a number over 1, .*\{from: 20, to: 200\}"):
         build_config({"languages": ["de"], "clustering": {"k": k}})

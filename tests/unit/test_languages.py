@@ -122,6 +122,19 @@ def test_an_english_name_is_understood_with_or_without_accents(text: str, ours: 
         ("zh_TW", "zh-Hant"),
         ("zh-Hant-HK", "zh-Hant"),
         ("zh-yue", "yue"),
+        ("zho-yue-Hant-HK", "yue"),
+        ("zh-min-nan", "nan"),
+        ("ar-arz", "arz"),
+        ("sw-swc", "sw"),
+        ("hi-IND", "hi"),
+        ("pt_BRA", "pt"),
+        ("es-ESP", "es"),
+        ("sw-TZA", "sw"),
+        ("id-IDN", "id"),
+        ("ar-EGY", "ar"),
+        ("zh-CHN", "zh"),
+        ("zh-TWN", "zh-Hant"),
+        ("zh-Hant-HKG", "zh-Hant"),
         ("sr-Latn", "sr-Latn"),
         ("sr-Cyrl-RS", "sr"),
         ("sh", "sr-Latn"),
@@ -176,12 +189,17 @@ def test_names_and_scripts_are_given_in_english_and_iso_15924() -> None:
     assert languages.script("tlh") == "Zyyy"
 
 
+def test_a_language_is_looked_for_without_an_error() -> None:
+    assert languages.find("Swahili") == "sw"
+    assert languages.find("klingon?") is None
+
+
 def test_an_unknown_language_is_refused_in_one_line_with_the_nearest_known() -> None:
     with pytest.raises(UserError, match=r"unknown language 'swahilli'; nearest known: sw \(Swah"):
         normalise("swahilli")
 
 
-@pytest.mark.parametrize("text", ["", "  ", "xx", "und", "mul", "汉", "x" * 5000])
+@pytest.mark.parametrize("text", ["", "  ", "xx", "und", "mul", "汉", "x" * 5000, "en-swa"])
 def test_what_names_no_language_is_refused_shortly(text: str) -> None:
     with pytest.raises(UserError, match="unknown language") as caught:
         normalise(text)

@@ -8,7 +8,13 @@ import pytest
 
 from compass_ray.config import Training
 from compass_ray.errors import UserError
-from compass_ray.models import check_model, check_training, for_workers, resolve_model
+from compass_ray.models import (
+    check_model,
+    check_training,
+    for_workers,
+    model_identity,
+    resolve_model,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +73,20 @@ def test_a_gated_model_without_access_is_told(monkeypatch: pytest.MonkeyPatch) -
         check_model("owner/name")
     refused.clear()
     check_model("owner/name")
+
+
+def test_a_folder_is_to_fingerprints_what_is_in_it_and_not_where_it_lies(tmp_path: Path) -> None:
+    before, after = (tmp_path / name for name in ("before", "elsewhere"))
+    before.mkdir()
+    (before / "config.json").write_text("{}")
+    weights = bytearray(4 << 20)
+    (before / "model.safetensors").write_bytes(weights)
+    first = model_identity(str(before))
+    before.rename(after)
+    (after / ".cache").mkdir()
+    (after / ".cache/download.lock").write_text("its own notes")
+    assert model_identity(str(after)) == first
+    weights[:] = b"\1" * len(weights)  # trained on: the same size, other values
+    (after / "model.safetensors").write_bytes(weights)
+    assert model_identity(str(after)) != first
+    assert model_identity("owner/name") == "owner/name"

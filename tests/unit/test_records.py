@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -150,7 +151,7 @@ def test_the_answer_moves_with_its_option_when_an_earlier_one_is_null() -> None:
     assert item["options"][item["answer"]] == "Kisumu"
 
 
-@pytest.mark.parametrize("answer", ["B", "b", " B ", 1, 1.0])
+@pytest.mark.parametrize("answer", ["B", "b", " B ", 1, 1.0, "1", " 1 "])
 def test_the_answer_is_a_letter_or_an_index(answer: Any) -> None:
     assert row({**GLOBAL_MMLU, "answer": answer}, role="evaluation")["answer"] == 1
 
@@ -193,6 +194,61 @@ def test_a_logged_chat_that_nobody_answered_is_usage() -> None:
     chat = {"messages": [{"role": "user", "content": "Hi"}]}
     assert row(chat, role="usage")["prompt"] == "Hi"
     assert reason(chat, role="train") == "no response text"
+
+
+def turns(*said: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in said]
+
+
+@pytest.mark.parametrize(
+    ("chat", "asked"),
+    [
+        ([("user", "A"), ("assistant", "B"), ("user", "C")], "A\n\nB\n\nC"),
+        ([("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")], "A\n\nB\n\nC"),
+        ([("system", "Be brief."), ("assistant", "Hi"), ("user", "Reset")], "Hi\n\nReset"),
+        ([("user", "A"), ("assistant", "B"), ("assistant", "C")], "A"),
+        ([("user", "A"), ("assistant", None), ("tool", "18 °C"), ("assistant", "Mild")], "A"),
+        ([("user", "A"), ("assistant", "B"), ("user", " ")], "A"),
+    ],
+)
+def test_what_is_asked_in_a_chat_is_all_of_it_up_to_the_last_turn_of_the_user(
+    chat: list[tuple[str, Any]], asked: str
+) -> None:
+    assert row({"messages": turns(*chat)}, role="usage")["prompt"] == asked
+    assert row({"prompt": turns(*chat)}, role="usage")["prompt"] == asked
+
+
+def test_a_chat_in_which_no_user_speaks_asks_nothing() -> None:
+    chat = {"messages": turns(("system", "Be brief."), ("assistant", "Hi"))}
+    assert reason(chat, role="usage") == "no prompt text"
+
+
+def test_calls_of_tools_are_turns_without_text() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    weather = [*turns(("user", "Weather?")), call, *turns(("tool", "18 °C"), ("assistant", "Mild"))]
+    read_row = row({"messages": [*weather, call]})
+    assert (read_row["prompt"], read_row["response"]) == ("Weather?\n\n18 °C", "Mild")
+
+
+def test_the_text_of_a_turn_may_come_in_parts() -> None:
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}, "text": None},
+        {"type": "text", "text": "And this?"},
+    ]
+    answer = [{"type": "text", "text": "A cat."}]
+    read_row = row({"messages": turns(("user", parts), ("assistant", answer))})
+    assert (read_row["prompt"], read_row["response"]) == ("What is this?\n\nAnd this?", "A cat.")
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_turns_are_read_under_either_column_in_either_spelling(column: str) -> None:
+    openai = turns(("user", "Hi"), ("assistant", "Hello"))
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    arrow = pa.table({column: [openai, sharegpt]}).to_pylist()
+    for chat in ({column: openai}, {column: sharegpt}, *arrow):
+        read_row = row(chat)
+        assert (read_row["prompt"], read_row["response"]) == ("Hi", "Hello")
 
 
 @pytest.mark.parametrize(
@@ -273,6 +329,13 @@ def test_the_language_of_the_config_fills_in_and_overrides_nothing() -> None:
         ("2026-01-01 02:00:00+02:00", datetime(2026, 1, 1, tzinfo=UTC)),
         (datetime(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),
         (date(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),
+        (1_767_225_600_000_001, datetime(2026, 1, 1, microsecond=1, tzinfo=UTC)),
+        (1_767_225_600_000_000_000, datetime(2026, 1, 1, tzinfo=UTC)),
+        ("1767225600", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("1767225600.0", datetime(2026, 1, 1, tzinfo=UTC)),
+        (" 1711112101203 ", datetime(2024, 3, 22, 12, 55, 1, 203_000, tzinfo=UTC)),
+        ("1767225600000000", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("20260101", datetime(2026, 1, 1, tzinfo=UTC)),
         (None, None),
         ("", None),
     ],
@@ -289,31 +352,80 @@ def test_nanoseconds_in_an_arrow_table_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    "unreadable",
+    [
+        pa.array([3_000_000, 0], pa.date32()),
+        pa.array([253_402_300_799_000_000, 0], pa.timestamp("us", tz="Asia/Tokyo")),
+    ],
+)
+def test_a_date_that_python_has_none_for_rejects_its_row_if_it_is_used(
+    unreadable: pa.Array,
+) -> None:
+    unused = to_rows(
+        pa.table({"text": ["a", "b"], "expires": unreadable}),
+        role="usage",
+        language="en",
+        source="log.parquet",
+    )
+    assert unused.rows["prompt"].to_pylist() == ["a", "b"]
+    used = to_rows(
+        pa.table({"text": ["a", "b"], "timestamp": unreadable}),
+        role="usage",
+        language="en",
+        source="log.parquet",
+    )
+    assert used.rows["prompt"].to_pylist() == ["b"]
+    assert used.rejected["reason"][0].as_py().endswith("'a date outside the years 1 to 9999'")
+
+
+@pytest.mark.parametrize("weight", [2, "2", " 2.0 ", Decimal("2")])
+def test_a_weight_may_be_a_number_in_text(weight: Any) -> None:
+    assert row({"text": "a", "weight": weight}, role="usage")["weight"] == 2.0
+    assert row({"text": "a", "weight": ""}, role="usage")["weight"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "subject"),
+    [
+        ({"category": 0}, "0"),
+        ({"subject": 3.0}, "3"),
+        ({"subject": ["a", "b"]}, None),
+        ({"subject": True, "category": "music"}, "music"),
+    ],
+)
+def test_a_label_that_is_no_text_costs_no_row(labels: dict[str, Any], subject: str | None) -> None:
+    assert row({"prompt": "Hi", "response": "Hello", **labels})["subject"] == subject
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"prompt": ""}, "no prompt text"),
         ({"prompt": " \n\t"}, "no prompt text"),
         ({"prompt": None}, "no prompt text"),
         ({"prompt": 5}, "prompt is not text: 5"),
-        ({"prompt": ["a"]}, "prompt is not text: ['a']"),
+        ({"prompt": ["a"]}, "prompt[0] is not a turn: 'a'"),
+        ({"prompt": {"a": 1}}, "prompt is not text: {'a': 1}"),
         ({"prompt": "half \ud83d of a pair"}, "prompt has a lone surrogate"),
         ({"prompt": "x" * 200_001}, "prompt has 200001 characters, more than 200000"),
         ({"response": " "}, "no response text"),
         ({"response": None}, "no response text"),
         ({"language": 7}, "language is not text: 7"),
         ({"language": "klingonese"}, "unknown language 'klingonese'"),
-        ({"subject": 3}, "subject is not text: 3"),
         ({"weight": math.nan}, "weight is not a finite number above 0: nan"),
         ({"weight": math.inf}, "weight is not a finite number above 0: inf"),
         ({"weight": 0}, "weight is not a finite number above 0: 0"),
         ({"weight": -1.5}, "weight is not a finite number above 0: -1.5"),
         ({"weight": 10**400}, "weight is not a finite number above 0"),
-        ({"weight": "2"}, "weight is not a number: '2'"),
+        ({"weight": "two"}, "weight is not a number: 'two'"),
+        ({"weight": "inf"}, "weight is not a finite number above 0: 'inf'"),
         ({"weight": True}, "weight is not a number: True"),
         ({"timestamp": "yesterday"}, "timestamp is not ISO 8601"),
         ({"timestamp": 10**30}, "timestamp is not ISO 8601"),
         ({"timestamp": math.nan}, "timestamp is not ISO 8601"),
         ({"timestamp": True}, "timestamp is not ISO 8601"),
+        ({"timestamp": "20260101120000"}, "timestamp is not ISO 8601 or an epoch number"),
+        ({"timestamp": "17111121012"}, "timestamp is not ISO 8601 or an epoch number"),
         ({"timestamp": "0001-01-01T00:00:00+14:00"}, "timestamp is not ISO 8601"),
     ],
 )
@@ -331,6 +443,8 @@ def test_a_row_that_cannot_be_used_is_rejected_with_its_reason(
         ({"answer": -1}, "answer is neither a letter nor an index"),
         ({"answer": "Nairobi"}, "answer is neither a letter nor an index"),
         ({"answer": None}, "answer is neither a letter nor an index"),
+        ({"answer": "12"}, "answer is neither a letter nor an index"),
+        ({"answer": "7"}, "the answer is out of range"),
         ({"option_b": " "}, "the answer is out of range"),
         ({"option_a": None, "option_c": None, "option_d": None}, "only 1 of the options"),
         ({"option_a": 4}, "option_a is not text"),
@@ -349,8 +463,9 @@ def test_a_question_without_a_right_option_is_rejected(
     [
         ("Hi", "messages is not a list of turns"),
         (["Hi"], "messages[0] is not a turn"),
-        ([{"role": "user", "content": None}], "messages[0] needs role and content as text"),
-        ([{"from": "user", "value": "Hi"}], "messages[0] needs role and content as text"),
+        ([{"role": "user", "content": None}], "no prompt text"),
+        ([{"role": "user", "content": 5}], "messages[0] needs role and content, or from and value"),
+        ([{"content": "Hi"}], "messages[0] needs role and content, or from and value"),
         ([], "no prompt text"),
         ([{"role": "assistant", "content": "Hello"}], "no prompt text"),
     ],

@@ -8,7 +8,14 @@ import torch
 
 from compass_ray.config import Embedding
 from compass_ray.embedding import encoders
-from compass_ray.embedding.encoders import load_encoder
+from compass_ray.embedding.encoders import BUNDLED, encoder_device, load_encoder
+
+
+def test_only_the_bundled_encoder_leaves_gpus_alone() -> None:
+    hub = "intfloat/multilingual-e5-large"
+    assert (encoder_device(hub, True), encoder_device(hub, False)) == ("cuda", "cpu")
+    assert (encoder_device(BUNDLED, True), encoder_device(BUNDLED, False)) == ("cpu", "cpu")
+
 
 TEXTS = [
     "short",

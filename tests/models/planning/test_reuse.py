@@ -91,8 +91,8 @@ def test_what_the_cache_holds_is_told_as_reused(make: Callable[..., Config]) -> 
     assert (stage(other, "cluster").reused, stage(other, "sample").reused) == (1, 0)
 
 
-@pytest.mark.parametrize("changed", ["weights", "answers"])
-def test_what_users_ask_most_and_right_answers_are_no_part_of_clusters_but_of_all_after(
+@pytest.mark.parametrize("changed", ["weights", "answers", "subjects"])
+def test_what_users_ask_most_right_answers_and_labels_are_no_part_of_clusters_but_of_all_after(
     make: Callable[..., Config],
     corpora: dict[str, list[dict[str, str]]],
     without_ray: None,
@@ -113,6 +113,9 @@ def test_what_users_ask_most_and_right_answers_are_no_part_of_clusters_but_of_al
     keys = [subset_fingerprint(config, clustered, code) for code in config.languages]
     if changed == "weights":
         config = make(corpora={**corpora, "usage": [{**corpora["usage"][0], "weight": 2.0}]})
+    elif changed == "subjects":
+        file = Path(corpora["auxiliary"][0]["path"])
+        file.write_text(file.read_text().replace('{"prompt"', '{"subject": "music", "prompt"'))
     else:
         file = Path(corpora["evaluation"][0]["path"])
         file.write_text(file.read_text().replace('"answer": "A"', '"answer": "B"'))
@@ -120,7 +123,7 @@ def test_what_users_ask_most_and_right_answers_are_no_part_of_clusters_but_of_al
     assert clustered_again.artifact.fingerprint == clustered.artifact.fingerprint
     again = [subset_fingerprint(config, clustered_again, code) for code in config.languages]
     assert not set(again) & set(keys)
-    assert (items_again.identity() == items.identity()) == (changed == "weights")
+    assert (items_again.identity() == items.identity()) == (changed != "answers")
 
 
 def test_one_more_source_leaves_only_that_one_to_read(

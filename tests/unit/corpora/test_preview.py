@@ -47,8 +47,10 @@ def test_a_small_file_is_counted(tmp_path: Path, name: str) -> None:
 
 def test_blank_lines_and_a_missing_last_newline_do_not_change_the_count(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('\ufeff{"text": "a", "language": "de"}\n\n \n{"text": "b", "language": "de"}')
-    assert look("usage", [source(path)], ["de"]).rows == 2
+    text = '{"text": "a", "language": "de"}\n\n \n{"text": "b", "language": "de"}'
+    for start in ("\ufeff", "\ufeff\n"):
+        path.write_text(start + text)
+        assert look("usage", [source(path)], ["de"]).rows == 2
 
 
 def test_parquet_tells_its_rows(tmp_path: Path) -> None:
@@ -58,6 +60,15 @@ def test_parquet_tells_its_rows(tmp_path: Path) -> None:
     assert (seen.rows, seen.certainty, seen.languages_certain) == (20_000, "exact", False)
     assert seen.languages == {"de": 10_000, "sw": 10_000}
     assert seen.sample.num_rows <= preview.SAMPLE_ROWS
+
+
+def test_a_date_that_python_has_none_for_does_no_harm_in_a_column_nobody_uses(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.parquet"
+    expires = pa.array([3_000_000] * 4, pa.date32())
+    pq.write_table(pa.Table.from_pylist(rows(4)).append_column("expires", expires), path)
+    assert look("train", [source(path)], ["de"]).rows == 4
 
 
 def test_languages_of_a_long_file_are_estimated_from_rows_spread_over_it(tmp_path: Path) -> None:
@@ -153,6 +164,12 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "language": "de"}\n{"text": \n')
     with pytest.raises(UserError, match=r"a\.jsonl:2: not valid JSON"):
         look("usage", [source(path)], ["de"])
+
+
+def test_a_rename_of_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", rows(10))
+    with pytest.raises(UserError, match=r"a\.jsonl: columns renames q; the columns are compl"):
+        look("train", [source(path, columns={"q": "prompt"})], ["de"])
 
 
 def test_columns_of_no_known_format_are_named_with_the_file(tmp_path: Path) -> None:

@@ -30,14 +30,18 @@ def multilingual(rows=600, seed=0, spread=0.3):
     return unit(X).astype(np.float32), languages, topics
 
 
-SPACES = [NeutralSpace, lambda: NeutralSpace(components=2), RawSpace]
+SPACES = [
+    lambda X, languages: NeutralSpace().fit(X, languages),
+    lambda X, languages: NeutralSpace(components=2).fit(X, languages),
+    lambda X, languages: RawSpace(),
+]
 
 
 @pytest.mark.parametrize("make", SPACES)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_space_gives_unit_float32_rows(make, dtype):
     X, languages, _ = multilingual()
-    out = make().fit(X, languages).transform(X.astype(dtype), languages)
+    out = make(X, languages).transform(X.astype(dtype), languages)
     assert out.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(out, axis=1), 1, atol=1e-6)
 
@@ -45,7 +49,7 @@ def test_every_space_gives_unit_float32_rows(make, dtype):
 @pytest.mark.parametrize("make", SPACES)
 def test_every_space_survives_a_round_trip_bit_by_bit(make, tmp_path):
     X, languages, _ = multilingual()
-    space = make().fit(X, languages)
+    space = make(X, languages)
     space.save(tmp_path / "space.npz")
     buffer = io.BytesIO()
     space.save(buffer)
@@ -56,13 +60,12 @@ def test_every_space_survives_a_round_trip_bit_by_bit(make, tmp_path):
             k: np.asarray(v).tobytes() for k, v in vars(space).items()
         }
         np.testing.assert_array_equal(loaded.transform(X, languages), space.transform(X, languages))
-    assert type(type(space).load(tmp_path / "space.npz")) is type(space)
 
 
 @pytest.mark.parametrize("make", SPACES)
 def test_every_space_transforms_no_rows_and_many_rows_alike(make):
     X, languages, _ = multilingual(rows=20_000)
-    space = make().fit(X, languages)
+    space = make(X, languages)
     assert space.transform(X[:0], []).shape == (0, 32)
     np.testing.assert_allclose(
         space.transform(X, languages)[-5:], space.transform(X[-5:], languages[-5:]), atol=1e-7
@@ -83,7 +86,7 @@ def test_every_space_transforms_no_rows_and_many_rows_alike(make):
     ],
 )
 def test_every_space_refuses_wrong_input(make, X, languages, message):
-    space = make().fit(*multilingual()[:2])
+    space = make(*multilingual()[:2])
     with pytest.raises(ValueError, match=message):
         space.transform(X, languages)
 
@@ -146,9 +149,7 @@ def test_adding_sums_leaves_the_parts_as_they_were():
 def test_an_unknown_language_is_centred_on_the_global_mean():
     X, languages, _ = multilingual()
     space = NeutralSpace().fit(X, languages)
-    assert space.knows("de")
-    assert not space.knows("eu")
-    assert RawSpace().knows("eu")
+    assert "eu" not in space.languages
     np.testing.assert_allclose(
         space.transform(X, ["eu"] * len(X)), unit(X - space.global_mean), atol=1e-6
     )
@@ -185,8 +186,8 @@ def test_the_removed_directions_are_those_of_the_language_means():
 def test_language_leakage_falls_and_topics_appear():
     X, languages, topics = multilingual()
     scores = {}
-    for space in (RawSpace(), NeutralSpace()):
-        vectors = space.fit(X, languages).transform(X, languages)
+    for space in (RawSpace(), NeutralSpace().fit(X, languages)):
+        vectors = space.transform(X, languages)
         clusters = KMeans(5, n_init=2, random_state=0).fit_predict(vectors)
         scores[type(space)] = (
             normalized_mutual_info_score(languages, clusters),
@@ -229,6 +230,8 @@ def test_a_space_refuses_vectors_of_another_width():
 
 
 def test_loading_refuses_a_file_of_another_kind(tmp_path):
+    NeutralSpace().fit(*multilingual()[:2]).save(tmp_path / "neutral.npz")
+    assert NeutralSpace.load(tmp_path / "neutral.npz").languages == ("de", "sw", "tr", "vi")
     RawSpace().save(tmp_path / "raw.npz")
     np.savez(tmp_path / "other.npz", centroids=np.ones(3))
     with pytest.raises(ValueError, match=r"raw\.npz: no saved neutral space"):

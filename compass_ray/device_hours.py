@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compass_ray.config import Config
-from compass_ray.embedding.encoders import BUNDLED
+from compass_ray.embedding.encoders import encoder_device
 from compass_ray.resources import Cluster, encoder_actors, worker_shape
 
 HELD_BY = ("embed", "cluster", "train", "evaluate")
@@ -40,10 +40,10 @@ def device_hours(
 
 def _held(stage: str, config: Config, on: Cluster) -> float:
     if stage == "embed":
-        on_gpu = bool(on.gpus) and config.embedding.model != BUNDLED
-        actors = encoder_actors(config.embedding, on, "cuda" if on_gpu else "cpu")
+        device = encoder_device(config.embedding.model, on.gpus > 0)
+        actors = encoder_actors(config.embedding, on, device)
         if on.gpus:
-            return actors if on_gpu else 0.0
+            return actors if device == "cuda" else 0.0
         return actors * config.embedding.threads
     if stage == "cluster":
         return float(config.clustering.wants_gpu) if on.gpus else on.cpus

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from compass_ray.config import Config
+from compass_ray.device_hours import device_hours, unit
 from compass_ray.loading import build_config
 from compass_ray.resources import Cluster, Node
-from compass_ray.usage import device_hours, unit
 
 GPUS = Cluster((Node(32, 4), Node(32, 4)))
 CORES = Cluster((Node(4, 0),))
