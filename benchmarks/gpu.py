@@ -10,10 +10,7 @@ same code on a CPU and keeps nothing.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ import torch
 from embedding import make_encoder, make_texts
 from kmeans import inertia, make_rows
 from record import RESULTS, record
+from turns import in_turn
 
 from compass_ray.clustering.kmeans import ON_GPU, fit_kmeans, pick_backend
 from compass_ray.config import Embedding
@@ -36,22 +34,6 @@ E5_LARGE = {
     "intermediate_size": 4096,
 }
 E5_TINY = {name: value // 8 for name, value in E5_LARGE.items()}
-
-
-def in_turn(
-    ways: Mapping[str, Callable[[], Any]], turns: int
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds and last result of each way; the first turn warms up and does not count."""
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    found: dict[str, Any] = {}
-    for _ in range(turns + 1):
-        for name, work in ways.items():
-            print(".", end="", flush=True)
-            started = time.perf_counter()
-            found[name] = work()
-            spent[name].append(time.perf_counter() - started)
-    print()
-    return {name: statistics.median(seconds[1:]) for name, seconds in spent.items()}, found
 
 
 def embedding(shape: dict[str, int], rows: int, turns: int) -> dict[str, Any]:

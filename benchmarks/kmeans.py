@@ -8,14 +8,13 @@ turns, and the median of each counts.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 from record import record
+from turns import in_turn
 
 from compass_ray.clustering.kmeans import Clusters, fit_kmeans
 
@@ -64,16 +63,10 @@ def against_libraries(count: int, turns: int) -> list[dict[str, Any]]:
         "faiss, all rows": partial(faiss_kmeans, max_points_per_centroid=count),
         "sklearn KMeans": sklearn_default,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    found = {}
     for fit in ways.values():
         fit(rows[: 40 * K])  # libraries load when they are first used
-    for _ in range(turns):
-        for name, fit in ways.items():
-            started = time.perf_counter()
-            found[name] = fit(rows)
-            seconds[name].append(time.perf_counter() - started)
-    spent = {name: statistics.median(times) for name, times in seconds.items()}
+    fits = {name: partial(fit, rows) for name, fit in ways.items()}
+    spent, found = in_turn(fits, turns, warm_up=0)
     reached = {name: inertia(rows, centroids) for name, centroids in found.items()}
     best = min(reached.values())
     return [

@@ -138,7 +138,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def in_turn(sides: Mapping[str, Iterator[tuple[int, float]]]) -> dict[str, float]:
+def rates_in_turn(sides: Mapping[str, Iterator[tuple[int, float]]]) -> dict[str, float]:
     """Median tokens a second of each side, after warming up, a step of one and one of the next."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for turn in zip(*sides.values(), strict=True):
@@ -235,7 +235,7 @@ def against_bare_loop(
 ) -> dict[str, float]:
     config = settings(model, batch_size=ROWS, packing=False)
     plan = laid_out(config, examples, steps)
-    return in_turn(
+    return rates_in_turn(
         {"bare loop": bare_steps(config, plan, pad), "compass_ray": our_steps(config, plan, pad)}
     )
 

@@ -48,16 +48,14 @@ def keepsakes(
         )
         for language, subset in subsets.items()
     }
-    found = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
-    missing = {
-        language: _keep.remote(
-            clustered, language, subsets[language], keys[language], fraction, rescored
-        )
-        for language, artifact in found.items()
-        if artifact is None
-    }
-    made = dict(zip(missing, ray.get(list(missing.values())), strict=True))
-    return {language: found[language] or made[language] for language in subsets}
+    found = artifacts.find_all(storage, STAGE, keys.values())
+    missing = [
+        _keep.remote(clustered, language, subsets[language], key, fraction, rescored)
+        for language, key in keys.items()
+        if key not in found
+    ]
+    found |= {artifact.fingerprint: artifact for artifact in ray.get(missing)}
+    return {language: found[key] for language, key in keys.items()}
 
 
 def register(

@@ -13,32 +13,42 @@ def shown(look: Look, as_json: bool) -> str:
     """What a look came to, for a person or, in one line, for a script."""
     if not as_json:
         return table(look)
-    told = {"drifted": look.drifted, "prompts": dict(look.prompts), "windows": look.windows}
-    return to_json({**told, "standing": look.standing}, indent=None)
+    return to_json(
+        {
+            "drifted": look.drifted,
+            "prompts": dict(look.prompts),
+            "windows": look.windows,
+            "standing": look.standing,
+        },
+        indent=None,
+    )
 
 
 def table(look: Look) -> str:
     """The windows of a look, a line each, and what moved in those that drifted."""
     lines = []
-    for told in look.windows or look.standing.values():
-        verdict = "drift" if told["drifted"] else "stable"
-        if "loss" in told:
-            loss = told["loss"]
+    for window in look.windows or look.standing.values():
+        verdict = "drift" if window["drifted"] else "stable"
+        if "loss" in window:
+            loss = window["loss"]
             verdict += f", loss {loss['mean']:.3f} (threshold {loss['threshold']:.3f})"
-            verdict += " worse" if told["worse"] else ""
-        so_far = " so far" if told.get("partial") else ""
-        lines.append(
-            f"{told['language']:<5} window {told['window']:>3} {told['rows']:>6,} prompts{so_far}  "
-            f"divergence {told['divergence']:.3f} (threshold {told['threshold']:.3f})  "
-            f"novel {told['novel_share']:.1%} (threshold {told['novel_threshold']:.1%})  {verdict}"
-        )
-        if not told["drifted"]:
+            verdict += " worse" if window["worse"] else ""
+        so_far = " so far" if window.get("partial") else ""
+        columns = [
+            f"{window['language']:<5} window {window['window']:>3} "
+            f"{window['rows']:>6,} prompts{so_far}",
+            f"divergence {window['divergence']:.3f} (threshold {window['threshold']:.3f})",
+            f"novel {window['novel_share']:.1%} (threshold {window['novel_threshold']:.1%})",
+            verdict,
+        ]
+        lines.append("  ".join(columns))
+        if not window["drifted"]:
             continue
-        for move in told["moves"]:
+        for move in window["moves"]:
             share = f"{move['before']:.1%} -> {move['after']:.1%}"
             lines.append(f"      cluster {move['cluster']:>3}: {share:<16} {_first(move)}".rstrip())
-        if told["novel"]:
-            shown = told.get("novel_examples", [])
+        if window["novel"]:
+            shown = window.get("novel_examples", [])
             lines += [f"      novel: {json.dumps(text, ensure_ascii=False)}" for text in shown]
     return "\n".join(lines)
 

@@ -4,11 +4,6 @@ A window is judged when it is full: by its number of prompts, or, if it is a tim
 prompt is there. A look that is the last for now judges what is left over, too, as far as it goes;
 those prompts go on waiting, and the full window's verdict will replace the one so far. Few prompts
 show little, so a verdict so far may raise an alarm, but does not end that of a full window.
-
-State is in ``<run>/monitor/``: ``state.json`` holds how far each file was read, which prompts wait
-for their window to fill (in ``pending-*.parquet``) and what every window came to. It is replaced
-in one step after each chunk of prompts, so a chunk is counted whole or not at all; where windows
-are times, of which each file may hold a part, after all chunks of a look.
 """
 
 from __future__ import annotations
@@ -30,48 +25,14 @@ from compass_ray.continual.drift import Located
 from compass_ray.continual.monitor import DriftMonitor
 from compass_ray.continual.performance import LossMeter, compare_losses
 from compass_ray.continual.runfolder import Locator, RunFolder
+from compass_ray.continual.state import PENDING_SCHEMA, read_pending, read_state, write_state
 from compass_ray.continual.usagelog import Bookmark, Chunk, new_records
 from compass_ray.continual.windows import Window, by_number, by_time
 from compass_ray.errors import UserError
 
-STATE = "monitor/state.json"
 EXAMPLES, EXAMPLE_CHARS = 3, 200
 MANY_RECORDS = 20
 """At the head of a file: if most of so many are no prompts, it is no usage log."""
-
-PENDING_SCHEMA = pa.schema(
-    [
-        pa.field("language", pa.string()),
-        pa.field("prompt", pa.string()),
-        pa.field("response", pa.string()),
-        pa.field("weight", pa.float64()),
-        pa.field("timestamp", pa.timestamp("us", tz="UTC")),
-        pa.field("cluster", pa.int32()),
-        pa.field("distance", pa.float32()),
-    ]
-)
-
-
-@dataclass
-class State:
-    """What is kept between two looks at the log.
-
-    Attributes:
-        bookmarks: how far each file was read.
-        pending: file of the prompts that wait, None if none do.
-        windows: what each window came to, in the order they were judged; with ``partial``, what one
-            that is not full came to so far.
-        counted: prompts counted by language, those without an adapter too.
-        set_aside: records that were no prompts.
-        losses: by language, the version and the losses of its first full window with answers.
-    """
-
-    bookmarks: list[dict[str, Any]] = field(default_factory=list)
-    pending: str | None = None
-    windows: list[dict[str, Any]] = field(default_factory=list)
-    counted: dict[str, int] = field(default_factory=dict)
-    set_aside: int = 0
-    losses: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,7 +54,7 @@ class Look:
 
     @property
     def drifted(self) -> bool:
-        return any(told["drifted"] or told.get("worse") for told in self.standing.values())
+        return any(verdict["drifted"] or verdict.get("worse") for verdict in self.standing.values())
 
 
 class Watch:
@@ -127,7 +88,7 @@ class Watch:
         if not languages:
             raise UserError(f"run {run.name}: no language has an adapter, so nothing to watch")
         self._monitors = {lang: DriftMonitor(run, lang, self._locator) for lang in languages}
-        self._state = self._read_state()
+        self._state = read_state(run)
 
     def look(self, path: str, close: bool) -> Look:
         """Count what is new in ``path`` and judge every window that is full.
@@ -142,8 +103,8 @@ class Watch:
         """
         look = Look()
         self._refresh()
-        bookmarks = [Bookmark(**told) for told in self._state.bookmarks]
-        pending, news = self._pending(), False
+        bookmarks = [Bookmark(**mark) for mark in self._state.bookmarks]
+        pending, news = read_pending(self._run, self._state), False
         for chunk in new_records(path, bookmarks):
             pending, news = self._take(chunk, pending, look), True
             if isinstance(self._window, int):
@@ -178,8 +139,8 @@ class Watch:
             refused = [f"{chunk.name}:{number}: {error}; set aside" for number in chunk.numbers]
         else:
             refused = [
-                f"{chunk.name}:{chunk.numbers[told['row']]}: {told['reason']}; set aside"
-                for told in rows.rejected.to_pylist()
+                f"{chunk.name}:{chunk.numbers[bad['row']]}: {bad['reason']}; set aside"
+                for bad in rows.rejected.to_pylist()
             ]
         usable = rows.rows
         if self._meter and usable.num_rows:
@@ -231,21 +192,21 @@ class Watch:
                 self._add(self._verdict(language, rest, end, partial=True), look)
             left.append(rest)
         remaining = pa.concat_tables(left) if left else pending
-        self._write_state(remaining)
+        write_state(self._run, self._state, remaining)
         return remaining
 
-    def _add(self, told: dict[str, Any], look: Look) -> None:
+    def _add(self, verdict: dict[str, Any], look: Look) -> None:
         """Note a verdict, in the place of one so far."""
         kept = [
             other
             for other in self._state.windows
-            if other["language"] != told["language"] or not other.get("partial")
+            if other["language"] != verdict["language"] or not other.get("partial")
         ]
-        self._state.windows = [*kept, told]
-        look.windows.append(told)
+        self._state.windows = [*kept, verdict]
+        look.windows.append(verdict)
 
     def _windows(self, language: str) -> list[dict[str, Any]]:
-        return [told for told in self._state.windows if told["language"] == language]
+        return [verdict for verdict in self._state.windows if verdict["language"] == language]
 
     def _so_far(self, language: str) -> dict[str, Any] | None:
         """What the current version's window that is filling came to when it was last judged."""
@@ -262,7 +223,11 @@ class Watch:
         """Full windows, each with the end of its time, then what is left of the last one."""
         if isinstance(self._window, int):
             return by_number(rows, self._window)
-        ends = [told.get("until") for told in self._windows(language) if not told.get("partial")]
+        ends = [
+            verdict.get("until")
+            for verdict in self._windows(language)
+            if not verdict.get("partial")
+        ]
         judged = max((datetime.fromisoformat(end) for end in ends if end), default=None)
         return by_time(rows, self._window, judged, datetime.now(UTC) if close else None)
 
@@ -282,9 +247,9 @@ class Watch:
         if self._meter:
             alpha /= 2  # the other half is for the losses
         report = monitor.check(located, alpha)
-        number = 1 + sum(not told.get("partial") for told in self._windows(language))
+        number = 1 + sum(not verdict.get("partial") for verdict in self._windows(language))
         stamps = [stamp for stamp in rows["timestamp"].to_pylist() if stamp is not None]
-        told = {
+        verdict = {
             "language": language,
             "window": number,
             "partial": partial,
@@ -299,19 +264,19 @@ class Watch:
             **self._loss(language, rows, partial, alpha),
         }
         if self._examples:
-            for move in told["moves"]:
+            for move in verdict["moves"]:
                 move["examples"] = _examples(rows, rows["cluster"].to_numpy() == move["cluster"])
             far = is_novel(rows["distance"].to_numpy(), report.cutoff)
-            told["novel_examples"] = _examples(rows, far)
+            verdict["novel_examples"] = _examples(rows, far)
         if self._keep_drifted and report.drifted:
-            told["kept"] = f"monitor/drifted/{language}-{number:04d}.parquet"
+            verdict["kept"] = f"monitor/drifted/{language}-{number:04d}.parquet"
             kept = rows.select(["language", "prompt", "weight", "timestamp"])
             # Prompts that were counted with --no-examples are not known any more.
             kept = kept.filter(pc.is_valid(kept["prompt"]))
-            self._run.storage.write_table(self._run.path(told["kept"]), kept)
+            self._run.storage.write_table(self._run.path(verdict["kept"]), kept)
         for name in ("divergence", "threshold", "novel_share", "drifted"):
-            metrics.record(f"compass_drift_{name}", float(told[name]), language=language)
-        return told
+            metrics.record(f"compass_drift_{name}", float(verdict[name]), language=language)
+        return verdict
 
     def _loss(self, language: str, rows: pa.Table, partial: bool, alpha: float) -> dict[str, Any]:
         """Losses of the window's answers against those of the version's first full one with any."""
@@ -347,32 +312,11 @@ class Watch:
                 else f"{path}: no prompts, an empty window says nothing"
             )
         for language, monitor in self._monitors.items():
-            for told in self._windows(language):
-                alarms = told["drifted"] or told.get("worse")
-                settles = alarms or not told.get("partial") or language not in look.standing
-                if told["version"] == monitor.version.name and settles:
-                    look.standing[language] = told
-
-    def _pending(self) -> pa.Table:
-        if self._state.pending is None:
-            return PENDING_SCHEMA.empty_table()
-        return self._run.storage.read_table(self._run.path(f"monitor/{self._state.pending}"))
-
-    def _read_state(self) -> State:
-        path = self._run.path(STATE)
-        storage = self._run.storage
-        return State(**storage.read_json(path)) if storage.exists(path) else State()
-
-    def _write_state(self, pending: pa.Table) -> None:
-        """New pending prompts under a new name, then the state that names them, in one step."""
-        storage, before = self._run.storage, self._state.pending
-        number = int(before.split("-")[1].split(".")[0]) + 1 if before else 1
-        self._state.pending = f"pending-{number:06d}.parquet"
-        storage.write_table(self._run.path(f"monitor/{self._state.pending}"), pending)
-        storage.write_json(self._run.path(STATE), asdict(self._state))
-        for name in storage.list_files(self._run.path("monitor")):
-            if name.startswith("pending-") and name != self._state.pending:
-                storage.filesystem.delete_file(storage.path(self._run.path(f"monitor/{name}")))
+            for verdict in self._windows(language):
+                alarms = verdict["drifted"] or verdict.get("worse")
+                settles = alarms or not verdict.get("partial") or language not in look.standing
+                if verdict["version"] == monitor.version.name and settles:
+                    look.standing[language] = verdict
 
 
 def _answers(found: list[dict[str, Any]], name: str, rejected: set[int]) -> pa.Array:

@@ -14,7 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -130,9 +130,6 @@ class _Merging:
         return artifacts.fingerprint(stage=STAGE, version=VERSION, merged=self.readings)
 
 
-_Found = dict[str, Artifact | None]
-
-
 def read_corpora(config: Config, storage: Storage) -> Corpus:
     """Read, or find in the cache, every source of the configuration.
 
@@ -140,8 +137,8 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     ``corpora.max_rejected`` of a role's rows fit no format.
     """
     readings = _all_readings(config, storage)
-    found = _look_up(readings)
-    missing = [reading for reading in readings if found[reading.fingerprint] is None]
+    found = _look_up(storage, readings)
+    missing = [reading for reading in readings if reading.fingerprint not in found]
     if missing:
         progress = Progress("read", len(missing), "sources")
         for done, artifact in enumerate(map_parts(missing, _read), start=1):
@@ -150,8 +147,8 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
     committed = _committed(readings, found)
     _check_rejected(config, committed)
     mergings = _mergings(committed)
-    merged = _look_up(mergings)
-    unmerged = [merging for merging in mergings if merged[merging.fingerprint] is None]
+    merged = _look_up(storage, mergings)
+    unmerged = [merging for merging in mergings if merging.fingerprint not in merged]
     for artifact in map_parts(unmerged, _merge):
         merged[artifact.fingerprint] = artifact
     corpus = _corpus(committed, _committed(mergings, merged), computed=len(missing))
@@ -164,14 +161,14 @@ def read_corpora(config: Config, storage: Storage) -> Corpus:
 def find_corpora(config: Config, storage: Storage) -> Corpus | None:
     """What ``read_corpora`` gives, if all of it is in the cache; raises what that raises."""
     readings = _all_readings(config, storage)
-    found = _look_up(readings)
-    if None in found.values():
+    found = _look_up(storage, readings)
+    if any(reading.fingerprint not in found for reading in readings):
         return None
     committed = _committed(readings, found)
     _check_rejected(config, committed)
     mergings = _mergings(committed)
-    merged = _look_up(mergings)
-    if None in merged.values():
+    merged = _look_up(storage, mergings)
+    if any(merging.fingerprint not in merged for merging in mergings):
         return None
     return _corpus(committed, _committed(mergings, merged), computed=0)
 
@@ -182,8 +179,8 @@ def count_cached(config: Config, storage: Storage) -> tuple[int, int]:
     Raises ``UserError`` for a source that is not there.
     """
     readings = _all_readings(config, storage)
-    found = _look_up(readings)
-    return len(readings), sum(found[reading.fingerprint] is not None for reading in readings)
+    found = _look_up(storage, readings)
+    return len(readings), sum(reading.fingerprint in found for reading in readings)
 
 
 def _all_readings(config: Config, storage: Storage) -> list[_Reading]:
@@ -212,14 +209,14 @@ def _readings(config: Config, storage: Storage, role: Role, source: Source) -> l
 _Work = TypeVar("_Work", _Reading, _Merging)
 
 
-def _look_up(work: Sequence[_Work]) -> _Found:
-    return {
-        item.fingerprint: artifacts.find(item.storage, STAGE, item.fingerprint) for item in work
-    }
+def _look_up(storage: Storage, work: Sequence[_Work]) -> dict[str, Artifact]:
+    return artifacts.find_all(storage, STAGE, (item.fingerprint for item in work))
 
 
-def _committed(work: Sequence[_Work], found: _Found) -> list[tuple[_Work, Artifact]]:
-    return [(item, cast(Artifact, found[item.fingerprint])) for item in work]
+def _committed(
+    work: Sequence[_Work], found: Mapping[str, Artifact]
+) -> list[tuple[_Work, Artifact]]:
+    return [(item, found[item.fingerprint]) for item in work]
 
 
 def _mergings(committed: list[tuple[_Reading, Artifact]]) -> list[_Merging]:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -71,30 +70,22 @@ def embed(config: Config, storage: Storage, corpus: Corpus) -> Embedded:
     parts = corpus.of("auxiliary", "train", "usage")
     fingerprints = vectors_fingerprints(config.embedding, parts)
     work = [_Work(storage, *item) for item in zip(fingerprints, parts, strict=True)]
-    found = _find(work)
+    found = artifacts.find_all(storage, STAGE, fingerprints)
     computed = 0
-    if None in found.values():
+    if any(fingerprint not in found for fingerprint in fingerprints):
         # One pass fills the cluster; another run's of this encoder may well be of the same rows.
         encoder = artifacts.fingerprint(encoder=_encoder_identity(config.embedding))
         with claim(storage, STAGE, encoder):
-            found = _find(work)
-            missing = {item.fingerprint: item for item in work if not found[item.fingerprint]}
+            found = artifacts.find_all(storage, STAGE, fingerprints)
+            missing = {item.fingerprint: item for item in work if item.fingerprint not in found}
             computed = sum(item.part.rows for item in missing.values())
             _tell(parts, computed)
             for vectors in _embed_missing(config.embedding, list(missing.values())):
                 found[vectors.fingerprint] = vectors
     else:
         _tell(parts, computed)
-    embedded = tuple(
-        EmbeddedPart(item.part, cast(Artifact, found[item.fingerprint])) for item in work
-    )
+    embedded = tuple(EmbeddedPart(item.part, found[item.fingerprint]) for item in work)
     return Embedded(embedded, corpus.rows("auxiliary", "train", "usage") - computed, computed)
-
-
-def _find(work: Sequence[_Work]) -> dict[str, Artifact | None]:
-    return {
-        item.fingerprint: artifacts.find(item.storage, STAGE, item.fingerprint) for item in work
-    }
 
 
 def _tell(parts: Sequence[Part], computed: int) -> None:

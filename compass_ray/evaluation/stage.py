@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.compute as pc
 import ray
@@ -109,9 +109,8 @@ def evaluate(
     for (language, task), reason in lacking.items():
         log.warning("evaluate %s: %s has no items for it (%s); not scored", language, task, reason)
     jobs = _jobs(config, storage, asked, adapters)
-    keys = {job.fingerprint for job in jobs.values()}
-    found = {key: artifacts.find(storage, STAGE, key) for key in keys}
-    missing = {job.fingerprint: job for job in jobs.values() if found[job.fingerprint] is None}
+    found = artifacts.find_all(storage, STAGE, (job.fingerprint for job in jobs.values()))
+    missing = {job.fingerprint: job for job in jobs.values() if job.fingerprint not in found}
     made, causes = _score(config, list(missing.values()))
     found |= made
     failures = {
@@ -120,7 +119,7 @@ def evaluate(
         if job.fingerprint in causes
     }
     scored = {
-        key: cast(Artifact, found[job.fingerprint]).read_table(ITEMS)
+        key: found[job.fingerprint].read_table(ITEMS)
         for key, job in jobs.items()
         if key[:2] not in failures
     }
@@ -148,8 +147,9 @@ def count_cached(
         for language in adapters
         for task in config.evaluation.tasks
     }
-    jobs = _jobs(config, storage, asked, adapters).values()
-    return sum(artifacts.find(storage, STAGE, job.fingerprint) is not None for job in jobs)
+    passes = [job.fingerprint for job in _jobs(config, storage, asked, adapters).values()]
+    found = artifacts.find_all(storage, STAGE, passes)
+    return sum(fingerprint in found for fingerprint in passes)
 
 
 def _jobs(

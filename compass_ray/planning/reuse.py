@@ -61,12 +61,12 @@ def look_into_cache(config: Config, storage: Storage) -> Found:
     if corpus is None:
         return found
     parts = corpus.of("auxiliary", "train", "usage")
-    entries = [
-        artifacts.find(storage, EMBED, fingerprint)
-        for fingerprint in vectors_fingerprints(config.embedding, parts)
-    ]
+    keys = vectors_fingerprints(config.embedding, parts)
+    entries = artifacts.find_all(storage, EMBED, keys)
     vectors = tuple(
-        EmbeddedPart(part, entry) for part, entry in zip(parts, entries, strict=True) if entry
+        EmbeddedPart(part, entries[key])
+        for part, key in zip(parts, keys, strict=True)
+        if key in entries
     )
     found = replace(found, corpus=corpus, vectors=vectors)
     if len(vectors) < len(parts):

@@ -13,9 +13,8 @@ from markupsafe import Markup
 
 from compass_ray.artifacts import Storage
 from compass_ray.continual.registry import Registry, version_name
+from compass_ray.continual.state import STATE
 from compass_ray.report import figures
-
-STATE = "monitor/state.json"
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def sample(
 
 
 def _find(storage: Storage, keys: Mapping[str, str]) -> dict[str, Artifact]:
-    entries = {language: artifacts.find(storage, STAGE, key) for language, key in keys.items()}
-    return {language: entry for language, entry in entries.items() if entry}
+    found = artifacts.find_all(storage, STAGE, keys.values())
+    return {language: found[key] for language, key in keys.items() if key in found}
 
 
 def _sample_missing(

@@ -65,6 +65,16 @@ def test_an_entry_that_lost_a_file_counts_as_not_there(storage: Storage, tmp_pat
     assert artifacts.find(storage, "embed", "f00") is None
 
 
+def test_of_many_entries_those_are_found_that_are_committed(storage: Storage) -> None:
+    for number in range(0, 100, 2):
+        artifacts.begin(storage, "embed", f"{number:02d}").commit({"number": number})
+    artifacts.begin(storage, "embed", "01").write_bytes("half", b"done")
+    asked = [f"{number:02d}" for number in range(100)] * 2
+    found = artifacts.find_all(storage, "embed", asked)
+    assert list(found) == [f"{number:02d}" for number in range(0, 100, 2)]
+    assert all(entry.summary["number"] == int(key) for key, entry in found.items())
+
+
 def test_a_replaced_file_leaves_no_staging_file(storage: Storage, tmp_path: Path) -> None:
     storage.write_bytes("runs/a/b.txt", b"1")
     storage.write_bytes("runs/a/b.txt", b"2")
