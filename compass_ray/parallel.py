@@ -7,7 +7,9 @@ loses at most the parts in flight and the driver never holds a corpus.
 
 from __future__ import annotations
 
+import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -36,10 +38,9 @@ def map_parts(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator
         RuntimeError: the processes that did a part ended again and again.
     """
     if items:
-        yield from _outcomes(
-            # By default Ray Data tries for ever, and what kills a process once mostly does again.
-            _dataset(items).map(_run, fn_args=(work,), num_cpus=1, max_retries=TRIES)
-        )
+        # By default Ray Data tries for ever, and what kills a process once mostly does again.
+        options = {"fn_args": (work,), "num_cpus": 1, "max_retries": TRIES}
+        yield from _outcomes(_mapped(_dataset(items), _run, options))
 
 
 def map_parts_on_actors(
@@ -59,22 +60,20 @@ def map_parts_on_actors(
     if not items:
         return
     size = min(actors, len(items))
-    yield from _outcomes(
-        _dataset(items).map(
-            _Loaded,
-            fn_constructor_args=(build,),
-            # It may shrink to one: a node that leaves takes its actors along; the rest go on.
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=cpus,
-            num_gpus=gpus,
-            # Not how often a part is tried: while Ray does not know yet that a node is gone, tries
-            # on its actors are over in no time.
-            max_restarts=TRIES,
-            runtime_env={"env_vars": environment or {}},
-        )
-    )
+    options = {
+        "fn_constructor_args": (build,),
+        # It may shrink to one: a node that leaves takes its actors along; the rest go on.
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=2
+        ),
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        # Not how often a part is tried: while Ray does not know yet that a node is gone, tries on
+        # its actors are over in no time.
+        "max_restarts": TRIES,
+        "runtime_env": {"env_vars": environment or {}},
+    }
+    yield from _outcomes(_mapped(_dataset(items), _Loaded, options))
 
 
 class _Loaded:
@@ -103,6 +102,16 @@ def _dataset(items: Sequence[Any]) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"item": pickle.dumps(item)} for item in items]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _mapped(dataset: ray.data.Dataset, work: Any, options: dict[str, Any]) -> ray.data.Dataset:
+    """``dataset.map`` with limits of retries, which Ray deprecates and has nothing in place of."""
+    parameters = inspect.signature(dataset.map).parameters
+    if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+        options = {name: value for name, value in options.items() if name in parameters}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map(work, **options)
 
 
 def _outcomes(dataset: ray.data.Dataset) -> Iterator[Any]:

@@ -25,6 +25,7 @@ from compass_ray.corpora.stage import Corpus
 from compass_ray.errors import UserError, root_cause
 from compass_ray.evaluation.benchmarks import Benchmark, Lacking, benchmark
 from compass_ray.evaluation.scores import Comparison
+from compass_ray.imports import load_peft
 from compass_ray.models import for_workers, model_identity
 from compass_ray.progress import Progress
 from compass_ray.resources import WorkerShape, check_gpu, cluster, worker_shape
@@ -305,6 +306,7 @@ class _Worker:
     # Not loaded before a job: what fails then is the job, with its cause, and not the actor.
     @cached_property
     def _harness(self) -> Harness:
+        load_peft(quantised=self._training.adapter.type == "qlora")
         from compass_ray.evaluation.harness import Harness
 
         check_gpu(self._shape)

@@ -26,6 +26,7 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.claims import claim, claim_name
 from compass_ray.config import Config, Training
 from compass_ray.errors import root_cause
+from compass_ray.imports import load_peft
 from compass_ray.models import for_workers, model_identity
 from compass_ray.resources import WorkerShape, cluster, parallel_languages, worker_shape
 from compass_ray.sampling.subset import SUBSET
@@ -348,10 +349,11 @@ class _RayReporter:
 def _worker(loop_config: dict[str, Any]) -> None:
     import torch
 
+    job, board = loop_config["job"], loop_config["board"]
+    load_peft(quantised=job.training.adapter.type == "qlora")
     from compass_ray.training.group import join_group
     from compass_ray.training.loop import TrainingError, train
 
-    job, board = loop_config["job"], loop_config["board"]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     join_group(on_gpu=job.shape.gpus > 0)
     rows = job.subset.read_table(SUBSET, columns=["prompt", "response"])

@@ -19,3 +19,20 @@ def test_drivers_and_light_workers_load_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_training_workers_load_no_tracker_and_no_quantisation_that_they_do_not_use() -> None:
+    script = (
+        "import sys; from compass_ray.imports import load_deepspeed, load_peft\n"
+        "load_peft(quantised=False); load_deepspeed()\n"
+        "from peft import LoraConfig, get_peft_model; from transformers import AutoModelForCausalLM\n"
+        "from transformers import LlamaConfig\n"
+        "small = {'hidden_size': 16, 'intermediate_size': 16, 'num_hidden_layers': 1}\n"
+        "shape = LlamaConfig(**small, num_attention_heads=2, vocab_size=20)\n"
+        "lora = LoraConfig(target_modules='all-linear')\n"
+        "get_peft_model(AutoModelForCausalLM.from_config(shape), lora)\n"
+        "print(sorted({'bitsandbytes', 'deepspeed', 'mlflow', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(["deepspeed", "peft"])
