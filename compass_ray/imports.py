@@ -1,6 +1,6 @@
 """Libraries without what they import wherever it is installed, though a worker has no use for it.
 
-Together that is a third of the time in which a worker of training starts.
+Together that is a third of what a worker of training imports, by time.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -64,19 +65,27 @@ def model_identity(name: str) -> str:
     folder = Path(absolute(name))
     if not folder.is_dir():
         return name
-    digest = hashlib.blake2b(digest_size=16)
+    files = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         relative = path.relative_to(folder)
         # A download keeps its own notes in hidden folders.
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{relative.as_posix()}\0{size}\0".encode())
-        with path.open("rb") as file:
+        if not any(part.startswith(".") for part in relative.parts):
+            about = path.stat()
+            files.append((relative.as_posix(), about.st_size, about.st_mtime_ns))
+    return f"folder {_content(folder, tuple(files))}"
+
+
+@cache
+def _content(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of every language and task a fingerprint asks; it is read once, unless a file changes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, size, _ in files:
+        digest.update(f"{name}\0{size}\0".encode())
+        with (folder / name).open("rb") as file:
             for place in range(_SAMPLES + 1):
                 file.seek(max(0, size - _SAMPLE_BYTES) * place // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
-    return f"folder {digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def for_workers(section: Naming) -> Naming:
