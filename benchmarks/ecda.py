@@ -42,8 +42,9 @@ from scipy.special import softmax
 from compass_ray import run
 from compass_ray.artifacts import Storage
 from compass_ray.config import UPDATE_METHODS, Config
+from compass_ray.continual.proof import adapter_of
 from compass_ray.continual.runfolder import RunFolder
-from compass_ray.continual.update import adapter_of, update
+from compass_ray.continual.update import update
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import read_corpora
 from compass_ray.evaluation.stage import evaluate, on_items

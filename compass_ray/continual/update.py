@@ -13,21 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from compass_ray import artifacts
 from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import Clustered, assign_corpus
 from compass_ray.config import Config
-from compass_ray.continual import gate
 from compass_ray.continual.anchors import choose_anchors
 from compass_ray.continual.drift import DriftReport, detect
-from compass_ray.continual.gate import Answered, Verdict
+from compass_ray.continual.gate import Verdict
 from compass_ray.continual.methods import Parent, train_update
+from compass_ray.continual.proof import adapter_of, judge
 from compass_ray.continual.reference import REFERENCE, Reference
 from compass_ray.continual.registry import Version
-from compass_ray.continual.runfolder import Locator, RunFolder
+from compass_ray.continual.runfolder import RunFolder
 from compass_ray.continual.stage import (
     KEPT_COLUMNS,
     ROWS,
@@ -38,14 +37,13 @@ from compass_ray.continual.stage import (
 from compass_ray.corpora.stage import Corpus, read_corpora
 from compass_ray.embedding.stage import embed
 from compass_ray.errors import UserError
-from compass_ray.evaluation.stage import evaluate, on_items
 from compass_ray.loading import override
 from compass_ray.pipeline import STAGES, check_config
 from compass_ray.sampling.actor import History
 from compass_ray.sampling.stage import sample
 from compass_ray.sampling.subset import SUBSET
 from compass_ray.training.fisher import FISHER_FILE
-from compass_ray.training.launch import ADAPTER, ANCHORS, STAGE
+from compass_ray.training.launch import ADAPTER, ANCHORS
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +117,9 @@ def update(
     parents = {lang: item.parent for lang, item in work.items()}
     trained = train_update(todo.continual.method, todo, run.storage, parents, subsets)
     if prove:
-        verdicts = _verdicts(run, todo, corpus, evaluation, work, trained.adapters)
+        usages = {lang: (item.before, item.usage) for lang, item in work.items()}
+        current = {lang: adapter_of(run.storage, work[lang].version) for lang in trained.adapters}
+        verdicts = judge(run, todo, corpus, evaluation, usages, current, trained.adapters)
     else:
         verdicts = dict.fromkeys(
             trained.adapters, Verdict(True, "not put to the proof", None, None)
@@ -307,103 +307,3 @@ def _parquet(table: pa.Table) -> bytes:
     pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _verdicts(
-    run: RunFolder,
-    config: Config,
-    corpus: Corpus,
-    evaluation: str | None,
-    work: Mapping[str, _Work],
-    adapters: Mapping[str, Artifact],
-) -> dict[str, Verdict]:
-    if not adapters:
-        return {}
-    current = {lang: adapter_of(run.storage, work[lang].version) for lang in adapters}
-    old = _scored(config, run.storage, corpus, current, adapters)
-    own_items = None
-    if evaluation:
-        other = on_items(config, evaluation)
-        own_items = _scored(other, run.storage, read_corpora(other, run.storage), current, adapters)
-    locator = Locator(run)
-    verdicts = {}
-    for language in adapters:
-        answered = old.get(language, _NOTHING)
-        clusters_N = locator.locate(answered.questions, language).clusters_N
-        before, after = (
-            answered.pair(gate.item_weights(clusters_N, usage.counts()))
-            for usage in (work[language].before, work[language].usage)
-        )
-        if own_items is not None:
-            own = own_items.get(language, _NOTHING)
-            items = len(own.questions)
-            after = own.pair(np.ones(items) / max(items, 1))
-        verdicts[language] = gate.judge(before, after, config.continual.tolerance)
-    return verdicts
-
-
-_NOTHING = Answered((), np.empty(0), np.empty(0))
-
-
-def _scored(
-    config: Config,
-    storage: Storage,
-    corpus: Corpus,
-    current: Mapping[str, Artifact],
-    updated: Mapping[str, Artifact],
-) -> dict[str, Answered]:
-    """What the current adapters and the updates answer, by language.
-
-    Items without a question, of which some benchmarks are made, are like no usage and left out.
-
-    Raises:
-        RuntimeError: the two were not scored on the same items.
-    """
-    before, after = (
-        evaluate(config, storage, corpus, adapters).whole().comparisons
-        for adapters in (current, updated)
-    )
-    scored_after = {(compared.language, compared.task): compared.adapter for compared in after}
-    found: dict[str, list[pa.Table]] = {}
-    for compared in before:
-        language, task = compared.language, compared.task
-        items, again = compared.adapter, scored_after.get((language, task))
-        if again is None or not items["id"].equals(again["id"]):
-            raise RuntimeError(
-                f"update {language}: the current adapter and the update were scored on different "
-                f"items of {task}, so they cannot be compared"
-            )
-        both = pa.table(
-            {
-                "question": items["question"],
-                "current": items["correct"].cast(pa.float64()),
-                "updated": again["correct"].cast(pa.float64()),
-            }
-        )
-        told = both.filter(pc.is_valid(both["question"]))
-        lacking = len(both) - len(told)
-        if lacking:
-            log.warning(
-                "update %s: %d items of %s have no question to compare with usage; left out",
-                *(language, lacking, task),
-            )
-        found.setdefault(language, []).append(told)
-    whole = {language: pa.concat_tables(tables) for language, tables in found.items()}
-    return {
-        language: Answered(
-            items["question"].to_pylist(), items["current"].to_numpy(), items["updated"].to_numpy()
-        )
-        for language, items in whole.items()
-    }
-
-
-def adapter_of(storage: Storage, version: Version) -> Artifact:
-    """The version's adapter as the evaluation takes it; the cache may have been emptied."""
-    done = artifacts.find(storage, STAGE, version.about["fingerprint"])
-    if done:
-        return done
-    draft = artifacts.begin(storage, STAGE, version.about["fingerprint"])
-    for name in storage.list_files(version.folder):
-        if name.startswith("adapter_"):
-            draft.write_bytes(f"{ADAPTER}/{name}", storage.read_bytes(f"{version.folder}/{name}"))
-    return draft.commit({})

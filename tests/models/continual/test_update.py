@@ -10,7 +10,7 @@ import pytest
 
 from compass_ray import artifacts
 from compass_ray.clustering.stage import Clustered
-from compass_ray.continual import gate, update
+from compass_ray.continual import gate, proof, update
 from compass_ray.continual.methods import Parent
 from compass_ray.continual.registry import Version
 from compass_ray.continual.runfolder import SPACE, Locator, RunFolder
@@ -40,7 +40,7 @@ def test_items_without_a_question_are_left_out(
         told = [("de", "mixed", mixed), ("es", "none", none)]
         return Evaluated(tuple(Comparison(c, task, None, items) for c, task, items in told), 0, 0)
 
-    monkeypatch.setattr(update, "evaluate", evaluate)
+    monkeypatch.setattr(proof, "evaluate", evaluate)
     answers = compared(run, {"de": 0}, {"de": 1})
     usage = np.ones(Locator(run).k)
     clusters = Locator(run).locate(answers["de"].questions, "de").clusters_N
@@ -59,7 +59,7 @@ def test_adapters_scored_on_different_items_are_not_compared(
         items = scored(["Eins?", "Zwei?"], [True, False]).set_column(0, "id", names)
         return Evaluated((Comparison("de", "items", None, items),), 0, 0)
 
-    monkeypatch.setattr(update, "evaluate", evaluate)
+    monkeypatch.setattr(proof, "evaluate", evaluate)
     assert compared(run, {"de": 1}, {"de": 1})["de"].current_N.tolist() == [1, 0]
     with pytest.raises(RuntimeError, match=r"update de: .* different items of items"):
         compared(run, {"de": 0}, {"de": 1})
@@ -104,7 +104,7 @@ def test_versions_from_before_fisher_information_was_counted_are_read(
 
 def compared(run: RunFolder, current: Any, updated: Any) -> dict[str, gate.Answered]:
     nothing: Any = None
-    return update._scored(run.config, run.storage, nothing, current, updated)
+    return proof.answers(run.config, run.storage, nothing, current, updated)
 
 
 def finished(run: RunFolder, parent: Version, method: str, fisher: bytes | None) -> Version:
