@@ -357,7 +357,7 @@ def time_assumption(training: Training, gpu: str | None, *, on_gpu: bool) -> str
     passes = "4 x parameters x tokens (forward, and backward to the activations)"
     if training.gradient_checkpointing:
         passes = "6 x parameters x tokens (forward twice, and backward to the activations)"
-    return f"{passes}{slower} at {rate}; {LAUNCH_SECONDS:.0f} s to start a language; training only"
+    return f"{passes}{slower} at {rate}; {LAUNCH_SECONDS:.0f} s to start a language"
 
 
 def side_by_side(seconds: Iterable[float], places: int) -> float:

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compass_ray import costs
 from compass_ray.artifacts import Storage
 from compass_ray.config import ROLES, Clustering, Config, Role
 from compass_ray.corpora.preview import Certainty, Preview, preview
 from compass_ray.embedding.encoders import BUNDLED, Device, check_encoder, encoder_device
-from compass_ray.errors import UserError
-from compass_ray.evaluation.benchmarks import check_tasks, written_tokens
-from compass_ray.models import check_model, check_training
+from compass_ray.errors import UserError, first_line
+from compass_ray.evaluation.benchmarks import check_tasks
+from compass_ray.models import check_model, check_training, load_tokenizer
 from compass_ray.planning import hardware
+from compass_ray.planning.evaluation import Scoring, plan_scoring
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.queueing import Queue, plan_queue
 from compass_ray.planning.reuse import Found, look_into_cache, preview_found
 from compass_ray.planning.text import format_plan
 from compass_ray.planning.training import Training, plan_training
 from compass_ray.resources import encoder_actors, parallel_languages, worker_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Plan", "format_plan", "make_plan"]
 
@@ -74,6 +79,7 @@ class Plan:
     hardware: Hardware
     embedding: EmbeddingWork
     training: Training
+    scoring: Scoring
     queue: Queue
     notes: tuple[str, ...]
 
@@ -102,14 +108,16 @@ def make_plan(config: Config) -> Plan:
         for role, sources in config.corpora.sources(config.languages).items()
     }
     _check_rows(config, previews)
-    stages = _stages(config, found, previews)
-    training = plan_training(config, machine, worker_shape(config, on), parallel, found, previews)
+    shape, tokenizer = worker_shape(config, on), _tokenizer(config.training.model)
+    training = plan_training(config, machine, shape, parallel, tokenizer, found, previews)
+    scoring = plan_scoring(config, on, shape, training, tokenizer, found, previews)
+    stages = _stages(config, found, previews, scoring)
     embedding = _embedding(config, stages, device, actors)
     left = [told.seconds for told in training.languages if not told.reused]
     queue = plan_queue(
         config,
         on,
-        worker_shape(config, on),
+        shape,
         left,
         parallel,
         embedding.seconds if embedding.rows else 0,
@@ -126,9 +134,17 @@ def make_plan(config: Config) -> Plan:
         hardware=machine,
         embedding=embedding,
         training=training,
+        scoring=scoring,
         queue=queue,
-        notes=tuple(_notes(config, previews, training)),
+        notes=tuple(_notes(config, previews, training, scoring)),
     )
+
+
+def _tokenizer(model: str) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"training.model: no tokenizer in {model} ({first_line(error)})") from None
 
 
 def _check_rows(config: Config, previews: Mapping[Role, Preview]) -> None:
@@ -160,7 +176,7 @@ def _check_rows(config: Config, previews: Mapping[Role, Preview]) -> None:
 
 
 def _stages(
-    config: Config, found: Found, previews: Mapping[Role, Preview]
+    config: Config, found: Found, previews: Mapping[Role, Preview], scoring: Scoring
 ) -> tuple[StageWork, ...]:
     """One entry a stage, in the order they run."""
     languages = len(config.languages)
@@ -168,15 +184,6 @@ def _stages(
     to_embed = [previews[role] for role in ROLES if role != "evaluation"]
     counted = all(seen.certainty in ("exact", "estimated") for seen in to_embed)
     rows = sum(seen.rows or 0 for seen in to_embed)
-    models = 2 if config.evaluation.baseline else 1
-    items = previews["evaluation"]
-    scored = [
-        language
-        for language in config.languages
-        if items.languages.get(language) or not items.languages_certain
-    ]
-    asked = [scored if task == "items" else config.languages for task in config.evaluation.tasks]
-    passes = sum(map(len, asked)) * models
     return (
         StageWork("records", "sources", found.sources_read, found.sources - found.sources_read),
         StageWork(
@@ -195,7 +202,7 @@ def _stages(
         ),
         StageWork("sample", "subsets", len(found.subsets), languages - len(found.subsets)),
         StageWork("train", "adapters", len(found.adapters), languages - len(found.adapters)),
-        StageWork("evaluate", "passes", found.passes_scored, passes - found.passes_scored),
+        StageWork("evaluate", "passes", scoring.scored, scoring.passes - scoring.scored),
         StageWork("report", "pages", 0, 1),
     )
 
@@ -216,7 +223,9 @@ def _embedding(
     return EmbeddingWork(config.embedding.model, rows, device, actors, seconds)
 
 
-def _notes(config: Config, previews: Mapping[Role, Preview], training: Training) -> Iterator[str]:
+def _notes(
+    config: Config, previews: Mapping[Role, Preview], training: Training, scoring: Scoring
+) -> Iterator[str]:
     memory = training.memory
     if memory.fits is False:
         yield _too_large(training)
@@ -226,11 +235,12 @@ def _notes(config: Config, previews: Mapping[Role, Preview], training: Training)
             f"more, and has {memory.available / 1e9:.1f} GB, which ZeRO-3 does not change: take "
             "larger GPUs or adapter.type qlora, or stop at compass-ray train"
         )
-    for task, tokens in written_tokens(config).items():
-        yield (
-            f"evaluation: for {task} the model writes up to {tokens:,} tokens an item, which may "
-            "take far longer than all training; evaluation.limit bounds the items"
-        )
+    for task in scoring.tasks:
+        if task.written and task.scored < task.passes:
+            yield (
+                f"evaluation: for {task.task} the model writes up to {task.written:,} tokens an "
+                "item, and the time is that of as many; evaluation.limit bounds the items"
+            )
     if config.training.adapter.type == "dora":
         yield (
             f"DoRA trains about {costs.SLOWDOWN['dora']} times slower than LoRA, and vLLM does not "

@@ -32,7 +32,7 @@ from compass_ray.corpora.sources import (
 )
 from compass_ray.errors import UserError, first_line
 from compass_ray.formats import rename
-from compass_ray.records import SCHEMA, as_records, to_rows
+from compass_ray.records import EVALUATION_SCHEMA, SCHEMA, as_records, to_rows
 
 EXACT_BYTES = 64 << 20
 """JSON lines of a source are counted up to so many bytes."""
@@ -43,7 +43,8 @@ SAMPLE_ROWS = 4096
 
 _MAX_FILES = 64
 _CHUNK_BYTES = 1 << 20
-_SAMPLE_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("language", "prompt", "response")])
+_ROW_COLUMNS = ("language", "prompt", "response")
+_ITEM_COLUMNS = ("language", "question", "options")
 
 Certainty = Literal["exact", "estimated", "at least", "unknown"]
 
@@ -57,7 +58,8 @@ class Preview:
         languages: rows by language.
         certainty: of ``rows``: ``at least`` where some sources are known and some are not.
         languages_certain: whether ``languages`` is counted, not estimated.
-        sample: some rows: ``language``, ``prompt``, ``response``; empty for evaluation items.
+        sample: some rows: ``language``, ``prompt``, ``response``; of evaluation items
+            ``language``, ``question``, ``options``.
         rejected: share of the rows looked at that fit no format, and the reason of the first.
     """
 
@@ -90,8 +92,7 @@ class _Tally:
         self.languages_exact &= certain
         for language, count in Counter(rows["language"].to_pylist()).items():
             self.languages[language] += count * stands_for / rows.num_rows
-        if "prompt" in rows.column_names:
-            self.samples.append(rows.select(_SAMPLE_SCHEMA.names))
+        self.samples.append(rows)
 
     def stretch(self, factor: float) -> None:
         """Let what was counted stand for so many times as much."""
@@ -113,7 +114,8 @@ class _Tally:
         self.rejected += other.rejected
         self.reason = self.reason or other.reason
 
-    def close(self) -> Preview:
+    def close(self, role: Role) -> Preview:
+        empty = no_sample(role)
         certainty: Certainty = "exact" if self.exact else "estimated"
         if self.unknown:
             certainty = "at least" if self.known else "unknown"
@@ -122,7 +124,7 @@ class _Tally:
             languages={name: round(count) for name, count in sorted(self.languages.items())},
             certainty=certainty,
             languages_certain=self.languages_exact and certainty == "exact",
-            sample=pa.concat_tables([_SAMPLE_SCHEMA.empty_table(), *self.samples]),
+            sample=pa.concat_tables([empty, *(s.select(empty.column_names) for s in self.samples)]),
             rejected=(self.rejected / self.looked_at, self.reason) if self.rejected else None,
         )
 
@@ -142,7 +144,14 @@ def preview(role: Role, sources: Sequence[Source], targets: Sequence[str]) -> Pr
     for source in sources:
         built_in = source.path == "atlas"
         tally.merge(_atlas(role, source, targets) if built_in else _files(role, source))
-    return tally.close()
+    return tally.close(role)
+
+
+def no_sample(role: Role) -> pa.Table:
+    """A sample of no rows, which says what columns one has."""
+    items = role == "evaluation"
+    empty = (EVALUATION_SCHEMA if items else SCHEMA).empty_table()
+    return empty.select(_ITEM_COLUMNS if items else _ROW_COLUMNS)
 
 
 def sample_of(table: pa.Table, rows: int) -> pa.Table:
@@ -154,11 +163,13 @@ def sample_of(table: pa.Table, rows: int) -> pa.Table:
 
 def _atlas(role: Role, source: Source, targets: Sequence[str]) -> _Tally:
     languages = source.languages or (atlas.LANGUAGES if role == "auxiliary" else targets)
-    made = (
-        atlas.items(languages, source.rows)
-        if role == "evaluation"
-        else atlas.rows(role, languages, source.rows)
-    )
+    if role == "evaluation":
+        items = atlas.items(languages, source.rows)
+        made = to_rows(
+            items, format="global_mmlu", role=role, language=None, source=source.path
+        ).rows
+    else:
+        made = atlas.rows(role, languages, source.rows)
     tally = _Tally(known=1)
     if made.num_rows:
         tally.add(made, made.num_rows)

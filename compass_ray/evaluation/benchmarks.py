@@ -74,20 +74,6 @@ def check_tasks(config: Config, storage: Storage) -> None:
                     found.check()
 
 
-def written_tokens(config: Config) -> dict[str, int]:
-    """Tasks of lm-eval whose answers are written, with the most tokens of one."""
-    found = {}
-    for task in config.evaluation.tasks:
-        if task in (ITEMS, ATLAS, ONERULER):
-            continue
-        data = config.evaluation.data.get(task)
-        definitions = (named.find(task, language, data) for language in config.languages)
-        first = next((definition for definition in definitions if definition), None)
-        if first and (tokens := first.written_tokens()):
-            found[task] = tokens
-    return found
-
-
 def unchecked_tasks(config: Config) -> list[str]:
     """Tasks with items that rows are not compared with before they are picked.
 

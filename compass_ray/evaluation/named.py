@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -40,19 +40,32 @@ _LONGEST_LINE = 16 << 20
 
 
 @dataclass(frozen=True)
+class Size:
+    """Items of one language, and tokens of the prompt of one, as a mean."""
+
+    items: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Suite:
-    """A benchmark of lm-eval with a folder and a group of tasks for each language."""
+    """A benchmark of lm-eval with a folder and a group of tasks for each language.
+
+    Items are the published number. Tokens are an assumption: a question with its options, and five
+    solved ones before it in MMLU-ProX.
+    """
 
     folder: str
     group: str
+    size: Size
 
 
 SUITES = {
-    "global_mmlu": Suite("global_mmlu/full", "global_mmlu_full_{}"),
+    "global_mmlu": Suite("global_mmlu/full", "global_mmlu_full_{}", Size(14_042, 200)),
     # lm-eval's global_mmlu_de is the Lite set; its users take it for the full one.
-    "global_mmlu_lite": Suite("global_mmlu/default", "global_mmlu_{}"),
-    "mmlu_prox": Suite("mmlu_prox", "mmlu_prox_{}"),
-    "mmlu_prox_lite": Suite("mmlu_prox", "mmlu_prox_lite_{}"),
+    "global_mmlu_lite": Suite("global_mmlu/default", "global_mmlu_{}", Size(400, 200)),
+    "mmlu_prox": Suite("mmlu_prox", "mmlu_prox_{}", Size(11_829, 2_000)),
+    "mmlu_prox_lite": Suite("mmlu_prox", "mmlu_prox_lite_{}", Size(658, 2_000)),
 }
 
 
@@ -124,6 +137,21 @@ class Named:
                     self._split_files(settings, split)
             else:
                 self._check_hub(settings)
+
+    def size(self, limit: int | None) -> Size | None:
+        """Its items, at most ``limit`` of each subject; None for what is no suite."""
+        suite = SUITES.get(self.task)
+        if suite is None:
+            return None
+        manager = _manager(self.definitions)
+        leaves = list(_leaves(manager, self.name, {}))
+        items = suite.size.items
+        if self.data:
+            settings = _settings(manager, leaves[0][0]) | leaves[0][1]
+            items = _read(self._split_files(settings, _scored_split(settings))).num_rows
+        if limit:
+            items = min(items, limit * len(leaves))
+        return replace(suite.size, items=items)
 
     def written_tokens(self) -> int:
         """Most tokens that the model may write for an item; 0 where it chooses from options."""

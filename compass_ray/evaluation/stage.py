@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -139,18 +139,18 @@ def evaluate(
     )
 
 
-def count_cached(
+def find_scored(
     config: Config, storage: Storage, corpus: Corpus, adapters: Mapping[str, Artifact]
-) -> int:
-    """How many passes over the items, base and adapters, are scored already."""
+) -> frozenset[tuple[str, str, Model]]:
+    """The passes that are scored already, those of the base where there is no adapter yet too."""
     asked = {
         (language, task): benchmark(config, storage, corpus, task, language)
-        for language in adapters
+        for language in config.languages
         for task in config.evaluation.tasks
     }
-    passes = [job.fingerprint for job in _jobs(config, storage, asked, adapters).values()]
-    found = artifacts.find_all(storage, STAGE, passes)
-    return sum(fingerprint in found for fingerprint in passes)
+    jobs = _jobs(config, storage, asked, adapters)
+    found = artifacts.find_all(storage, STAGE, (job.fingerprint for job in jobs.values()))
+    return frozenset(key for key, job in jobs.items() if job.fingerprint in found)
 
 
 def _jobs(
@@ -167,13 +167,17 @@ def _jobs(
         )
         for (language, task), found in asked.items()
         if not isinstance(found, Lacking)
-        for model, adapter in _models(config.evaluation, adapters[language])
+        for model, adapter in _models(config.evaluation, adapters.get(language))
     }
 
 
-def _models(config: Evaluation, trained: Artifact) -> Sequence[tuple[Model, Artifact | None]]:
-    adapter: tuple[Model, Artifact | None] = ("adapter", trained)
-    return [("base", None), adapter] if config.baseline else [adapter]
+def _models(
+    config: Evaluation, trained: Artifact | None
+) -> Iterator[tuple[Model, Artifact | None]]:
+    if config.baseline:
+        yield "base", None
+    if trained:
+        yield "adapter", trained
 
 
 def _fingerprint(

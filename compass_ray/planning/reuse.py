@@ -15,12 +15,11 @@ from compass_ray.artifacts import Artifact, Storage
 from compass_ray.clustering.stage import STAGE as CLUSTER
 from compass_ray.clustering.stage import Clustered, clustering_fingerprint
 from compass_ray.config import Config, Role
-from compass_ray.corpora.preview import Preview
+from compass_ray.corpora.preview import Preview, no_sample
 from compass_ray.corpora.stage import Corpus, Part, count_cached, find_corpora
 from compass_ray.embedding.stage import STAGE as EMBED
 from compass_ray.embedding.stage import Embedded, EmbeddedPart, vectors_fingerprints
-from compass_ray.evaluation.stage import count_cached as count_scored
-from compass_ray.records import SCHEMA
+from compass_ray.evaluation.stage import Model, find_scored
 from compass_ray.sampling.stage import STAGE as SAMPLE
 from compass_ray.sampling.stage import subset_fingerprint
 from compass_ray.training.launch import STAGE as TRAIN
@@ -41,7 +40,7 @@ class Found:
         clustered: the clustering.
         subsets: by language.
         adapters: by language.
-        passes_scored: passes of the evaluation.
+        scored: passes of the evaluation, by language, task and model.
     """
 
     sources: int
@@ -51,7 +50,7 @@ class Found:
     clustered: Clustered | None = None
     subsets: Mapping[str, Artifact] = field(default_factory=dict)
     adapters: Mapping[str, Artifact] = field(default_factory=dict)
-    passes_scored: int = 0
+    scored: frozenset[tuple[str, str, Model]] = frozenset()
 
 
 def look_into_cache(config: Config, storage: Storage) -> Found:
@@ -91,7 +90,7 @@ def look_into_cache(config: Config, storage: Storage) -> Found:
         clustered=clustered,
         subsets=subsets,
         adapters=adapters,
-        passes_scored=count_scored(config, storage, corpus, adapters),
+        scored=find_scored(config, storage, corpus, adapters),
     )
 
 
@@ -99,17 +98,18 @@ def preview_found(storage: Storage, corpus: Corpus, role: Role, targets: Sequenc
     """Counts of rows that are read, and a sample: a part of each target, or parts spread evenly."""
     parts = corpus.of(role)
     seen: list[Part] = []
-    if role == "train":
+    if role in ("train", "evaluation"):
         firsts = (next((p for p in parts if t in p.languages), None) for t in targets)
         seen = [part for part in firsts if part]
     elif role == "auxiliary":
         seen = [parts[i * len(parts) // SEEN_PARTS] for i in range(SEEN_PARTS) if parts]
-    columns = ["language", "prompt", "response"]
-    tables = [storage.read_table(path, columns) for path in dict.fromkeys(p.path for p in seen)]
+    empty = no_sample(role)
+    paths = dict.fromkeys(part.path for part in seen)
+    tables = [storage.read_table(path, empty.column_names) for path in paths]
     return Preview(
         rows=corpus.rows(role),
         languages=dict(corpus.languages(role)),
         certainty="exact",
         languages_certain=True,
-        sample=pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns),
+        sample=pa.concat_tables(tables) if tables else empty,
     )

@@ -9,6 +9,7 @@ from compass_ray.config import ROLES
 
 if TYPE_CHECKING:
     from compass_ray.plan import Plan, RoleRows
+    from compass_ray.planning.evaluation import TaskScoring
     from compass_ray.planning.training import LanguageTraining
 
 _MAX_LANGUAGES = 30
@@ -22,6 +23,7 @@ def format_plan(plan: Plan) -> str:
         _stages(plan),
         _cluster(plan),
         _training(plan),
+        _scoring(plan),
         _memory(plan),
         [*_time(plan), *_queue(plan)],
     ]
@@ -156,6 +158,23 @@ def _language(told: LanguageTraining) -> list[str]:
     ]
 
 
+def _scoring(plan: Plan) -> list[str]:
+    header = ["evaluation", "languages", "items", "tokens/item", "written/item", "passes", "hours"]
+    return table([header, *map(_task, plan.scoring.tasks)])
+
+
+def _task(told: TaskScoring) -> list[str]:
+    return [
+        f"  {told.task}",
+        str(told.languages),
+        _count(told.items),
+        _count(told.read, certain=False),
+        f"<={told.written:,}" if told.written else "-",
+        f"{told.passes - told.scored:,}",
+        _hours(told.device_hours),
+    ]
+
+
 def _memory(plan: Plan) -> list[str]:
     memory = plan.training.memory
     header = f"micro-batch of {memory.micro_batch} x {memory.tokens} tokens"
@@ -172,16 +191,24 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _time(plan: Plan) -> list[str]:
-    training = plan.training
-    if all(told.reused for told in training.languages):
-        return ["time     nothing left to train"]
+    training, scoring = plan.training, plan.scoring
     unit = "GPU-hours" if training.device == "cuda" else "core-hours"
-    hours = "?" if training.device_hours is None else f"~{training.device_hours:,.2f}"
-    wall = duration(training.wall_seconds)
-    return [
-        f"time     ~{wall} of training, {hours} {unit}; evaluation's are not estimated",
-        f"  {training.assumption}",
-    ]
+    lines = ["time     nothing left to train"]
+    if not all(told.reused for told in training.languages):
+        wall, hours = duration(training.wall_seconds), _hours(training.device_hours)
+        lines = [f"time     ~{wall} of training, {hours} {unit}", f"  {training.assumption}"]
+    if scoring.scored < scoring.passes:
+        wall, hours = duration(scoring.wall_seconds), _hours(scoring.device_hours)
+        at_once = f"{scoring.places} pass{'es' if scoring.places > 1 else ''} at once"
+        lines += [
+            f"         ~{wall} of evaluation, {hours} {unit}, {at_once}",
+            f"  {scoring.assumption}",
+        ]
+    return lines
+
+
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"~{hours:,.2f}"
 
 
 def _queue(plan: Plan) -> list[str]:

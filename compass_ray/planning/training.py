@@ -15,8 +15,6 @@ from compass_ray.config import Config, Role
 from compass_ray.corpora.preview import Preview, sample_of
 from compass_ray.costs import Memory, ModelSize, Steps
 from compass_ray.embedding.encoders import Device
-from compass_ray.errors import UserError, first_line
-from compass_ray.models import load_tokenizer
 from compass_ray.planning.gpus import gpu_flops
 from compass_ray.planning.hardware import Hardware
 from compass_ray.planning.reuse import Found
@@ -116,6 +114,7 @@ def plan_training(
     machine: Hardware,
     shape: WorkerShape,
     parallel: int,
+    tokenizer: PreTrainedTokenizerBase,
     found: Found,
     previews: Mapping[Role, Preview],
 ) -> Training:
@@ -129,12 +128,6 @@ def plan_training(
     rate = (
         gpu_flops(machine.gpu or "") * share if on_gpu else costs.CPU_FLOPS_PER_THREAD * shape.cpus
     )
-    try:
-        tokenizer = load_tokenizer(settings.model)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"training.model: no tokenizer in {settings.model} ({first_line(error)})"
-        ) from None
     languages = tuple(
         _language(config, language, found, previews, tokenizer, size, rate)
         for language in config.languages

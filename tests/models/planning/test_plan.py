@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from compass_ray.config import Config
+from compass_ray.config import ONERULER_TASKS, Config
 from compass_ray.errors import UserError
 from compass_ray.plan import format_plan, make_plan
 from compass_ray.planning.hardware import Hardware
@@ -156,24 +157,59 @@ def test_what_does_not_fit_comes_with_a_micro_batch_that_does(
     assert any("take a smaller model" in note for note in hopeless.notes)
 
 
-def test_evaluation_holds_the_whole_base_on_one_gpu_and_its_hours_are_open(
+def test_evaluation_holds_the_whole_base_on_one_gpu(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_on(monkeypatch, GPU_NODE)
+    plan = make_plan(make())
+    assert plan.training.memory.scoring == 2 * plan.training.size.parameters + 600_000_000
+    assert not [note for note in plan.notes if note.startswith("evaluation")]
+    stand_on(monkeypatch, replace(GPU_NODE, gpu_bytes=plan.training.memory.scoring - 1))
+    notes = [note for note in make_plan(make()).notes if note.startswith("evaluation")]
+    assert len(notes) == 1 and "holds the whole base on one worker, 0.6 GB" in notes[0]
+
+
+def test_options_are_read_one_by_one_and_answers_written_token_by_token(
     make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for code in ("de", "sw"):
         folder = tmp_path / "prox" / code
         folder.mkdir(parents=True)
-        for split in ("test", "validation"):
-            (folder / f"{split}.jsonl").write_text("{}\n")
+        for split, rows in (("test", 20), ("validation", 3)):
+            (folder / f"{split}.jsonl").write_text('{"question": "asked"}\n' * rows)
     tasks = {"tasks": ["items", "mmlu_prox"], "data": {"mmlu_prox": str(tmp_path / "prox")}}
     stand_on(monkeypatch, GPU_NODE)
     plan = make_plan(make(evaluation=tasks))
-    assert plan.training.memory.scoring == 2 * plan.training.size.parameters + 600_000_000
-    assert "GPU-hours; evaluation's are not estimated" in format_plan(plan)
-    notes = [note for note in plan.notes if note.startswith("evaluation")]
-    assert len(notes) == 1 and "for mmlu_prox the model writes up to 2,048 tokens" in notes[0]
-    stand_on(monkeypatch, replace(GPU_NODE, gpu_bytes=plan.training.memory.scoring - 1))
-    notes = [note for note in make_plan(make()).notes if note.startswith("evaluation")]
-    assert len(notes) == 1 and "holds the whole base on one worker, 0.6 GB" in notes[0]
+    items, prox = plan.scoring.tasks
+    # A question of one word before each of four options of one word.
+    assert (items.languages, items.items, items.read, items.passes) == (1, 1, 8, 2)
+    assert (prox.languages, prox.items, prox.written, prox.passes) == (2, 20, 2048, 4)
+    # Eight of them at once: three batches, two layers.
+    writing = 4 * 3 * 2048 * 2 * 8 / 314 / 32
+    assert prox.device_hours == pytest.approx(writing / 3600, rel=1e-3)
+    # Two GPUs share the four passes.
+    assert plan.scoring.wall_seconds == pytest.approx(writing / 2 + 20, rel=1e-3)
+    assert any("for mmlu_prox the model writes up to 2,048 tokens" in note for note in plan.notes)
+    assert "<=2,048" in format_plan(plan)
+
+    half = make_plan(make(evaluation={**tasks, "limit": 1, "baseline": False})).scoring.tasks[1]
+    assert (half.items, half.passes) == (14, 2), "one of each subject"
+    built_in = make_plan(make(evaluation={"tasks": ["atlas"]})).scoring.tasks[0]
+    assert (built_in.languages, built_in.passes) == (2, 4) and built_in.device_hours
+
+
+def test_long_texts_are_written_fewer_at_once(
+    make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_on(monkeypatch, GPU_NODE)
+    lengths = {"lengths": [1700], "samples": 10}
+    settings = {"tasks": ["oneruler"], "oneruler": lengths, "limit": 5, "batch_size": 32}
+    told = make_plan(make(evaluation=settings)).scoring.tasks[0]
+    items = 5 * len(ONERULER_TASKS)
+    assert (told.items, told.read, told.written, told.passes) == (items, 1700, 256, 4)
+    # 32,768 tokens at most: 16 of 1,956.
+    writing = 4 * math.ceil(items / 16) * 256 * 2 * 8 / 314 / 32
+    assert told.device_hours == pytest.approx(writing / 3600, rel=1e-3)
 
 
 def test_the_hub_leaves_open_what_cannot_be_known(
@@ -189,6 +225,10 @@ def test_the_hub_leaves_open_what_cannot_be_known(
     assert language(plan, "sw").steps is None
     assert plan.training.wall_seconds is None
     assert "?" in format_plan(plan)
+    items = {**corpora, "evaluation": [{"path": "hf:owner/name"}]}
+    scoring = make_plan(make(corpora=items)).scoring
+    assert scoring.passes == 4
+    assert scoring.tasks[0].items is scoring.device_hours is scoring.wall_seconds is None
 
 
 def test_a_plan_is_json_and_fits_a_terminal(make: Callable[..., Config]) -> None:
