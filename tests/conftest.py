@@ -14,8 +14,6 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-TESTS = Path(__file__).parent
-
 # What a local Ray is given, and the clusters of tests, which have few slots, as well.
 KEEP_IDLE = "RAY_idle_worker_killing_time_threshold_ms"
 
@@ -45,14 +43,6 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ``pytest -n 2 --dist loadgroup`` runs in one process: tests that share a Ray."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        group = "local" if folder in ("unit", "models") else folder
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -7,7 +7,8 @@ published one, or that of the rows in a local folder, and the length of a prompt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -44,9 +45,17 @@ H100 (bitsandbytes' benchmarks)."""
 class Texts:
     """So many texts of so many tokens that the model reads, and the most it writes after each."""
 
-    count: int
+    count: float
     length: float
     written: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one pass over a language's items takes; without ``texts`` that is not known."""
+
+    items: int = 0
+    texts: tuple[Texts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,15 +116,14 @@ def plan_scoring(
     devices = shape.gpus or shape.cpus
     tasks, waiting = [], list[float | None]()
     for task in config.evaluation.tasks:
-        asked = {
-            language: texts
+        found_for = (
+            (language, _asked(config, task, language, tokenizer, previews["evaluation"]))
             for language in config.languages
-            if (texts := _texts(config, task, language, tokenizer, previews["evaluation"]))
-            is not None
-        }
+        )
+        asked = {language: work for language, work in found_for if work}
         left = [
-            _seconds(training, texts, config.evaluation.batch_size) if texts else None
-            for language, texts in asked.items()
+            _seconds(training, work, config.evaluation.batch_size)
+            for language, work in asked.items()
             for model in models
             if (language, task, model) not in found.scored
         ]
@@ -135,69 +143,69 @@ def plan_scoring(
 
 
 def _told(
-    task: str,
-    asked: Sequence[Sequence[Texts]],
-    passes: int,
-    left: Sequence[float | None],
-    devices: float,
+    task: str, asked: Sequence[Asked], passes: int, left: Sequence[float | None], devices: float
 ) -> TaskScoring:
-    known = [texts for texts in asked if texts]
-    items = sum(group.count for texts in known for group in texts)
-    read = sum(group.count * group.length for texts in known for group in texts)
+    known = [work for work in asked if work.texts]
+    texts = [group for work in known for group in work.texts]
+    items = sum(work.items for work in known)
     seconds = [second for second in left if second is not None]
     return TaskScoring(
         task=task,
         languages=len(asked),
         items=items / len(known) if known else None,
-        read=read / items if items else None,
-        written=max((group.written for texts in known for group in texts), default=0),
+        read=sum(group.count * group.length for group in texts) / items if items else None,
+        written=max((group.written for group in texts), default=0),
         passes=passes,
         scored=passes - len(left),
         device_hours=sum(seconds) * devices / 3600 if len(seconds) == len(left) else None,
     )
 
 
-def _texts(
+def _asked(
     config: Config,
     task: str,
     language: str,
     tokenizer: PreTrainedTokenizerBase,
     items: Preview,
-) -> list[Texts] | None:
-    """What the model reads of a task in a language; empty if not known, None if it has nothing."""
+) -> Asked | None:
+    """What a task asks of a language; None where it has nothing for it."""
     settings = config.evaluation
-    most = settings.limit or math.inf
+    limit = settings.limit or sys.maxsize
     if task == ITEMS:
         count = items.languages.get(language, 0)
         if not count:
-            return None if items.languages_certain else []
+            return None if items.languages_certain else Asked()
         sample = items.sample.filter(pc.equal(items.sample["language"], language))
-        return _choices(config, sample, min(count, most), tokenizer)
+        return _choices(config, sample, min(count, limit), tokenizer)
     if task == ATLAS:
-        made = atlas.items([language]) if language in atlas.LANGUAGES else None
-        if made is None:
+        if language not in atlas.LANGUAGES:
             return None
+        made = atlas.items([language])
         read = to_rows(made, format="global_mmlu", role="evaluation", language=None, source=task)
-        return _choices(config, read.rows, min(made.num_rows, most), tokenizer)
+        return _choices(config, read.rows, min(made.num_rows, limit), tokenizer)
     if task == ONERULER:
         if language not in templates.languages():
             return None
-        count = int(min(settings.oneruler.samples, most)) * len(settings.oneruler.tasks)
-        return [Texts(count, length, ANSWER_TOKENS) for length in settings.oneruler.lengths]
+        asked, each = settings.oneruler, min(settings.oneruler.samples, limit)
+        each *= len(asked.tasks)
+        texts = tuple(Texts(each, length, ANSWER_TOKENS) for length in asked.lengths)
+        return Asked(each * len(asked.lengths), texts)
     definition = named.find(task, language, settings.data.get(task))
     if definition is None:
         return None
     size = definition.size(settings.limit)
-    return [Texts(size.items, size.tokens, definition.written_tokens())] if size else []
+    if size is None:
+        return Asked()
+    return Asked(size.items, (Texts(size.items, size.tokens, definition.written_tokens()),))
 
 
 def _choices(
-    config: Config, items: pa.Table, count: float, tokenizer: PreTrainedTokenizerBase
-) -> list[Texts]:
-    """An item is read once for each of its options, the question before it."""
+    config: Config, items: pa.Table, count: int, tokenizer: PreTrainedTokenizerBase
+) -> Asked:
+    """Each option is read after its question; measured on a sample that stands for ``count``."""
     sample = sample_of(items, SAMPLED_ITEMS).select(["question", "options"]).to_pylist()
     if not sample:
-        return []
+        return Asked()
     templated = config.evaluation.chat_template
     if templated == "auto":
         templated = bool(tokenizer.chat_template)
@@ -205,7 +213,7 @@ def _choices(
     def tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
-    def asked(question: str) -> str:
+    def prompt(question: str) -> str:
         if not templated:
             return question
         turns = [{"role": "user", "content": question}]
@@ -215,30 +223,29 @@ def _choices(
         return str(shown)
 
     read = [
-        tokens(asked(item["question"])) * len(item["options"]) + sum(map(tokens, item["options"]))
+        tokens(prompt(item["question"])) + tokens(option)
         for item in sample
+        for option in item["options"]
     ]
-    return [Texts(int(count), fmean(read))]
+    return Asked(count, (Texts(count * len(read) / len(sample), fmean(read)),))
 
 
-def _seconds(training: Training, texts: Iterable[Texts], batch_size: int) -> float:
-    return sum(_parts(training, texts, batch_size))
-
-
-def _parts(training: Training, texts: Iterable[Texts], batch_size: int) -> Iterator[float]:
+def _seconds(training: Training, asked: Asked, batch_size: int) -> float | None:
     from compass_ray.evaluation.lm import BATCH_TOKENS
 
-    for group in texts:
-        yield group.count * reading_flops(training.size, group.length) / training.flops_per_second
-        if not group.written:
-            continue
+    if not asked.texts:
+        return None
+    seconds = 0.0
+    for group in asked.texts:
+        work = group.count * reading_flops(training.size, group.length)
         if training.device == "cpu":
-            work = 2 * training.size.parameters * group.count * group.written
-            yield work / training.flops_per_second
+            work += 2 * training.size.parameters * group.count * group.written
         else:
             at_once = min(batch_size, max(1, BATCH_TOKENS // int(group.length + group.written)))
             steps = math.ceil(group.count / at_once) * group.written
-            yield steps * training.size.layers * SECONDS_PER_LAYER
+            seconds += steps * training.size.layers * SECONDS_PER_LAYER
+        seconds += work / training.flops_per_second
+    return seconds
 
 
 def reading_flops(size: ModelSize, length: float) -> float:

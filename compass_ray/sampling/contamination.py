@@ -11,16 +11,16 @@ cosine, often nearer than their own translations, and have most of their words i
 tells them apart is a trigram or two. Refusing by cosine or by common words would refuse the very
 subjects that are wanted.
 
-Shapes: N rows, I items, T words.
+Shapes: N rows, I items, T words, G trigrams of all items, one item after the other.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from compass_ray.sampling.similarity import mixed, text_blocks, word_hashes
 
@@ -29,6 +29,7 @@ COVERAGE = 0.9
 WORDS = 3
 
 Hashes = NDArray[np.uint64]
+Flags = NDArray[np.bool_]
 
 
 class Items:
@@ -43,19 +44,20 @@ class Items:
         split = _words(questions)
         self._questions = np.unique(_whole(split))
         self._answers = [words.tobytes() for words in _words(answers)]
-        self._grams = [frozenset(_trigrams(words).tolist()) for words in split]
-        frequency = Counter(gram for grams in self._grams for gram in grams)
-        self._telling: list[frozenset[int]] = []
-        looked_up_for: dict[int, list[int]] = defaultdict(list)
-        for item, grams in enumerate(self._grams):
-            fewest = min((frequency[gram] for gram in grams), default=0)
-            telling = frozenset(gram for gram in grams if frequency[gram] == fewest)
-            self._telling.append(telling)
-            # Who has enough of them has one of the first so many (Bayardo et al., 2007).
-            for gram in sorted(telling)[: len(telling) - _enough(telling) + 1]:
-                looked_up_for[gram].append(item)
-        self._looked_up_for = dict(looked_up_for)
-        self._looked_up = np.array(sorted(looked_up_for), dtype=np.uint64)
+        grams = [np.unique(_trigrams(words)) for words in split]
+        sizes_I = np.array([len(own) for own in grams], dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(sizes_I)])
+        self._grams_G = np.concatenate([np.empty(0, np.uint64), *grams])
+        items_G = np.repeat(np.arange(len(grams), dtype=np.int32), sizes_I)
+        self._telling_G = _rarest(self._grams_G, items_G, self._starts)
+        # Who has enough of them has one of the first so many (Bayardo et al., 2007).
+        telling_I = np.bincount(items_G[self._telling_G], minlength=len(grams))
+        place_G = np.cumsum(self._telling_G) - 1
+        place_G -= np.repeat(np.cumsum(telling_I) - telling_I, sizes_I)
+        first_G = self._telling_G & (place_G <= (telling_I - _enough(telling_I))[items_G])
+        order = np.argsort(self._grams_G[first_G])
+        self._looked_up = self._grams_G[first_G][order]
+        self._looked_up_for = items_G[first_G][order]
 
     def verdicts(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.uint8]:
         """``CLEAN``, ``EXACT`` or ``NEAR`` for each row, [N]."""
@@ -79,18 +81,40 @@ class Items:
         return verdicts_N
 
     def _nearly(self, prompt: Hashes, response: str) -> bool:
-        has = set(_trigrams(prompt).tolist())
+        has = np.unique(_trigrams(prompt))
         text = np.concatenate([prompt, *_words([response])]).tobytes()
-        for item in {item for gram in has for item in self._looked_up_for.get(gram, ())}:
-            both = (self._grams[item], self._telling[item])
-            covered = all(len(wanted & has) >= _enough(wanted) for wanted in both)
+        for item in self._candidates(has):
+            own = slice(self._starts[item], self._starts[item + 1])
+            there, telling = _among(self._grams_G[own], has), self._telling_G[own]
+            covered = there.sum() >= _enough(len(there))
+            covered &= there[telling].sum() >= _enough(telling.sum())
             if covered and _holds(text, self._answers[item]):
                 return True
         return False
 
+    def _candidates(self, grams: Hashes) -> Iterator[int]:
+        """Items that are looked up for one of the trigrams."""
+        sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+        first, last = (np.searchsorted(self._looked_up, grams, side) for side in sides)
+        found = [self._looked_up_for[i:j] for i, j in zip(first, last, strict=True) if i < j]
+        yield from np.unique(np.concatenate(found)).tolist() if found else ()
 
-def _enough(grams: Collection[int]) -> int:
-    return int(np.ceil(COVERAGE * len(grams)))
+
+def _enough(grams: ArrayLike) -> NDArray[np.int64]:
+    """Of so many trigrams."""
+    return np.ceil(COVERAGE * np.asarray(grams)).astype(np.int64)
+
+
+def _rarest(grams_G: Hashes, items_G: NDArray[np.int32], starts: NDArray[np.int64]) -> Flags:
+    """Which trigrams are among those of their item that fewest items have, [G]."""
+    _, kinds_G, items_of_kind = np.unique(grams_G, return_inverse=True, return_counts=True)
+    items_with_G = items_of_kind[kinds_G]
+    fewest_I = np.zeros(len(starts) - 1, dtype=np.int64)
+    has_any = np.diff(starts) > 0
+    if has_any.any():
+        fewest_I[has_any] = np.minimum.reduceat(items_with_G, starts[:-1][has_any])
+    rarest: Flags = items_with_G == fewest_I[items_G]
+    return rarest
 
 
 def _words(texts: Sequence[str]) -> list[Hashes]:
