@@ -18,6 +18,17 @@ from compass_ray.resources import LOCAL_RAY
 from tests.conftest import KEEP_IDLE
 
 PATIENCE_S = 600
+# More steps than workers take in the seconds that they outlive their driver.
+STEPS, INTERVAL = 300, 10
+TRAINING = {
+    "max_steps": STEPS,
+    "epochs": 1,
+    "checkpoint_steps": INTERVAL,
+    "learning_rate": 0.003,
+    "workers_per_language": 2,
+    # Each loss comes after a checkpoint that the one before has not seen.
+    "max_failures": 1,
+}
 COMMAND = [sys.executable, "-c", "from compass_ray.cli import main; main()"]
 
 
@@ -28,13 +39,16 @@ class Started:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_until(self, reached: Callable[[], Any]) -> Any:
-        """What ``reached`` says once it is true; fails where the command ends before."""
+    def wait_until(self, reached: Callable[[], Any], every: float = 0.05) -> Any:
+        """What ``reached``, asked again ``every`` so many seconds, says once it is true.
+
+        Fails where the command ends before.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while not (found := reached()):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+            time.sleep(every)
         return found
 
     def finish(self) -> None:

@@ -145,20 +145,21 @@ def head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+@pytest.fixture(scope="module")
+def storage() -> Iterator[Storage]:
     """A bucket of a server that speaks S3, which is all that the nodes share."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
     options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
-    store, _ = pafs.FileSystem.from_uri(f"s3://compass?{options}&allow_bucket_creation=true")
-    store.create_dir("compass")
-    yield Storage.open(f"s3://compass/storage?{options}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        store, _ = pafs.FileSystem.from_uri(f"s3://compass?{options}&allow_bucket_creation=true")
+        store.create_dir("compass")
+        yield Storage.open(f"s3://compass/storage?{options}")
     server.stop()
 
 
