@@ -77,11 +77,14 @@ def check_tasks(config: Config, storage: Storage) -> None:
 def unchecked_tasks(config: Config) -> list[str]:
     """Tasks with items that rows are not compared with before they are picked.
 
-    They are compared with ``corpora.evaluation`` only, where the built-in items may be, too.
-    OneRuler's needles are drawn at random, so no row can repeat them.
+    They are compared with ``corpora.evaluation`` only, where the built-in items may be, too, and
+    the data set of a benchmark, from the hub or as a folder of its name. OneRuler's needles are
+    drawn at random, so no row can repeat them.
     """
     read = {source.path for source in config.corpora.evaluation}
+    sets = {path.rstrip("/").rpartition("/")[2] for path in read}
     known = {ITEMS, ONERULER, *read & {ATLAS}}
+    known |= {task for task, suite in named.SUITES.items() if sets & suite.sets}
     return [task for task in config.evaluation.tasks if task not in known]
 
 

@@ -75,6 +75,11 @@ class Harness:
         self._peft: Any = None
         self._adapter: str | None = None
 
+    @property
+    def precision(self) -> str:
+        """Of the base's weights and the arithmetic on them: ``float32`` or ``bfloat16``."""
+        return str(self._base.dtype).removeprefix("torch.")
+
     def score(self, tasks: Sequence[Task], adapter: Path | None) -> pa.Table:
         """Score every item of the tasks, in their order, as lm-eval does.
 

@@ -119,11 +119,9 @@ def evaluate(
         for (language, task, _), job in jobs.items()
         if job.fingerprint in causes
     }
-    scored = {
-        key: found[job.fingerprint].read_table(ITEMS)
-        for key, job in jobs.items()
-        if key[:2] not in failures
-    }
+    passes = {key: found[job.fingerprint] for key, job in jobs.items() if key[:2] not in failures}
+    _warn_of_mixed(passes)
+    scored = {key: done.read_table(ITEMS) for key, done in passes.items()}
     comparisons = [
         Comparison(language, task, scored.get((language, task, "base")), items)
         for (language, task, model), items in scored.items()
@@ -137,6 +135,20 @@ def evaluate(
         lacking=lacking,
         failures=failures,
     )
+
+
+def _warn_of_mixed(passes: Mapping[tuple[str, str, Model], Artifact]) -> None:
+    """Say so where a score in the cache is from a machine of another kind than the other one."""
+    for (language, task, model), done in passes.items():
+        base = passes.get((language, task, "base"), done)
+        # Scores of earlier versions do not tell.
+        both = [scored.summary.get("precision") for scored in (base, done)]
+        if model == "adapter" and all(both) and both[0] != both[1]:
+            log.warning(
+                "evaluate %s: %s was scored in %s by the base and in %s by the adapter; a part of "
+                "their difference is rounding",
+                *(language, task, *both),
+            )
 
 
 def find_scored(
@@ -340,5 +352,6 @@ class _Worker:
                 "items": scored.num_rows,
                 "accuracy": pc.mean(scored["correct"]).as_py(),
                 "unparsed": 1 - pc.mean(scored["parsed"]).as_py(),
+                "precision": harness.precision,
             }
         )
