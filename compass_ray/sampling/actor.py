@@ -38,6 +38,8 @@ RESTARTS = 3
 _CALLERS = 8
 # Beside each vector: cluster, language and place, and the orders that questions are answered by.
 _ROW_BYTES = 64
+# While items are indexed; measured with questions of 60 words.
+_ITEM_BYTES = 4_000
 # Of the memory that Ray gives away; trials of a search and marks of training reserve some as well.
 _SHARE = 0.9
 _PATIENCE_S = 10.0
@@ -247,10 +249,11 @@ class _Actor:
 
 
 def sampler_bytes(clustered: Clustered) -> int:
-    """Memory of a sampler: the pool's vectors in half precision, and what goes with each row."""
+    """Memory of a sampler: the pool's vectors in half precision, what goes with each row, items."""
     pool = [part for part in clustered.parts if part.part.role == "auxiliary"]
     vector = 2 * int(pool[0].vectors.summary["dimension"])
-    return sum(part.part.rows for part in pool) * (vector + _ROW_BYTES)
+    items = sum(part.rows for part in clustered.items)
+    return sum(part.part.rows for part in pool) * (vector + _ROW_BYTES) + items * _ITEM_BYTES
 
 
 def sampler_places(need: int, on: Cluster) -> int:

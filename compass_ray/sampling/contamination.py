@@ -41,17 +41,23 @@ class Items:
     """
 
     def __init__(self, questions: Sequence[str], answers: Sequence[str]) -> None:
-        split = _words(questions)
-        self._questions = np.unique(_whole(split))
         self._answers = [words.tobytes() for words in _words(answers)]
-        grams = [np.unique(_trigrams(words)) for words in split]
-        sizes_I = np.array([len(own) for own in grams], dtype=np.int64)
+        whole, sizes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        grams = [np.empty(0, np.uint64)]
+        for block in text_blocks(questions):
+            split = _words(block)
+            own = [np.unique(_trigrams(words)) for words in split]
+            whole.append(_whole(split))
+            sizes.append(np.array([len(found) for found in own], np.int64))
+            grams += own
+        self._questions = np.unique(np.concatenate(whole))
+        sizes_I = np.concatenate(sizes)
         self._starts = np.concatenate([[0], np.cumsum(sizes_I)])
-        self._grams_G = np.concatenate([np.empty(0, np.uint64), *grams])
-        items_G = np.repeat(np.arange(len(grams), dtype=np.int32), sizes_I)
+        self._grams_G = np.concatenate(grams)
+        items_G = np.repeat(np.arange(len(sizes_I), dtype=np.int32), sizes_I)
         self._telling_G = _rarest(self._grams_G, items_G, self._starts)
         # Who has enough of them has one of the first so many (Bayardo et al., 2007).
-        telling_I = np.bincount(items_G[self._telling_G], minlength=len(grams))
+        telling_I = np.bincount(items_G[self._telling_G], minlength=len(sizes_I))
         place_G = np.cumsum(self._telling_G) - 1
         place_G -= np.repeat(np.cumsum(telling_I) - telling_I, sizes_I)
         first_G = self._telling_G & (place_G <= (telling_I - _enough(telling_I))[items_G])
@@ -107,8 +113,8 @@ def _enough(grams: ArrayLike) -> NDArray[np.int64]:
 
 def _rarest(grams_G: Hashes, items_G: NDArray[np.int32], starts: NDArray[np.int64]) -> Flags:
     """Which trigrams are among those of their item that fewest items have, [G]."""
-    _, kinds_G, items_of_kind = np.unique(grams_G, return_inverse=True, return_counts=True)
-    items_with_G = items_of_kind[kinds_G]
+    kinds, items_of_kind = np.unique(grams_G, return_counts=True)
+    items_with_G = items_of_kind[np.searchsorted(kinds, grams_G)]
     fewest_I = np.zeros(len(starts) - 1, dtype=np.int64)
     has_any = np.diff(starts) > 0
     if has_any.any():

@@ -31,6 +31,7 @@ class Pool:
     """A clustering of ``PARTS`` parts that are made when they are read."""
 
     parts = [Part()] * PARTS
+    items = ()
     artifact: Any = SimpleNamespace(
         storage=SimpleNamespace(
             read_table=lambda path, columns: pa.table({"language": ["de", "sw"] * (ROWS // 2)})
