@@ -231,6 +231,10 @@ class Evaluation(Section):
         0.95, description="Level of the confidence intervals"
     )
 
+    def uses_template(self, tokenizer_has_one: bool) -> bool:
+        """Whether questions are asked as turns of a chat."""
+        return tokenizer_has_one if self.chat_template == "auto" else self.chat_template
+
     @model_validator(mode="after")
     def _data_is_of_a_task(self) -> Evaluation:
         for name in self.data:

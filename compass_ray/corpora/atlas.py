@@ -22,9 +22,9 @@ import pyarrow as pa
 from compass_ray.corpora import atlas_facts, atlas_texts
 from compass_ray.corpora.atlas_facts import SUBJECTS, Fact, Split
 from compass_ray.errors import UserError
-from compass_ray.records import SCHEMA, row_id
+from compass_ray.records import SCHEMA, Normalised, row_id, to_rows
 
-__all__ = ["LANGUAGES", "SUBJECTS", "TRAIN_SUBJECTS", "VERSION", "items", "rows"]
+__all__ = ["LANGUAGES", "SUBJECTS", "TRAIN_SUBJECTS", "VERSION", "item_rows", "items", "rows"]
 
 VERSION = 2
 """Changes with the content, so that what was made from another one is not reused."""
@@ -151,6 +151,12 @@ def items(
                 columns[f"option_{letter.lower()}"].append(option)
             columns["answer"].append(_LETTERS[right])
     return pa.table(columns, schema=_ITEM_SCHEMA)
+
+
+def item_rows(languages: Sequence[str], items_per_language: int | None = None) -> Normalised:
+    """``items`` as rows of the role evaluation."""
+    made = items(languages, items_per_language)
+    return to_rows(made, format="global_mmlu", role="evaluation", language=None, source="atlas")
 
 
 def _checked(languages: Sequence[str]) -> list[str]:

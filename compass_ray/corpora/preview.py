@@ -164,10 +164,7 @@ def sample_of(table: pa.Table, rows: int) -> pa.Table:
 def _atlas(role: Role, source: Source, targets: Sequence[str]) -> _Tally:
     languages = source.languages or (atlas.LANGUAGES if role == "auxiliary" else targets)
     if role == "evaluation":
-        items = atlas.items(languages, source.rows)
-        made = to_rows(
-            items, format="global_mmlu", role=role, language=None, source=source.path
-        ).rows
+        made = atlas.item_rows(languages, source.rows).rows
     else:
         made = atlas.rows(role, languages, source.rows)
     tally = _Tally(known=1)

@@ -27,7 +27,7 @@ from compass_ray.corpora.sources import FileRef, list_files, read_files
 from compass_ray.errors import UserError
 from compass_ray.parallel import map_parts
 from compass_ray.progress import Progress
-from compass_ray.records import REJECTED_SCHEMA, Normalised, to_rows
+from compass_ray.records import REJECTED_SCHEMA, Normalised
 
 log = logging.getLogger(__name__)
 
@@ -325,8 +325,7 @@ def _batches(reading: _Reading) -> Iterator[Normalised]:
     if reading.language is None:
         yield from read_files(reading.files, source, role)
     elif role == "evaluation":
-        items = atlas.items([reading.language], source.rows)
-        yield to_rows(items, format="global_mmlu", role=role, language=None, source="atlas")
+        yield atlas.item_rows([reading.language], source.rows)
     else:
         rows = atlas.rows(role, [reading.language], source.rows)
         yield Normalised(rows, REJECTED_SCHEMA.empty_table())

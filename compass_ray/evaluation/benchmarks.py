@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compass_ray.artifacts import Storage
-from compass_ray.config import Config
+from compass_ray.config import Config, Source
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import Corpus, Part
 from compass_ray.evaluation import named
 from compass_ray.evaluation.items import Atlas, Items
 from compass_ray.evaluation.oneruler import templates
 from compass_ray.evaluation.oneruler.items import OneRulerItems
+from compass_ray.evaluation.suites import SUITES
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -78,14 +79,25 @@ def unchecked_tasks(config: Config) -> list[str]:
     """Tasks with items that rows are not compared with before they are picked.
 
     They are compared with ``corpora.evaluation`` only, where the built-in items may be, too, and
-    the data set of a benchmark, from the hub or as a folder of its name. OneRuler's needles are
-    drawn at random, so no row can repeat them.
+    the data set of a benchmark: its test split in each language from the hub, or a folder of its
+    name. OneRuler's needles are drawn at random, so no row can repeat them.
     """
-    read = {source.path for source in config.corpora.evaluation}
-    sets = {path.rstrip("/").rpartition("/")[2] for path in read}
-    known = {ITEMS, ONERULER, *read & {ATLAS}}
-    known |= {task for task, suite in named.SUITES.items() if sets & suite.sets}
+    read = config.corpora.evaluation
+    known = {ITEMS, ONERULER, *{ATLAS} & {source.path for source in read}}
+    sets = {_whole_set(source) for source in read}
+    known |= {task for task, suite in SUITES.items() if sets & suite.sets}
     return [task for task in config.evaluation.tasks if task not in known]
+
+
+def _whole_set(source: Source) -> str | None:
+    """The name of the data set whose test items the source reads in every language it is asked."""
+    if source.languages or source.rows:
+        return None
+    name = source.path.rstrip("/").rpartition("/")[2]
+    if not source.path.startswith("hf:"):
+        return name
+    whole = source.split == "test" and "{language}" in (source.subset or "")
+    return name.partition("@")[0] if whole else None
 
 
 def _oneruler(

@@ -119,9 +119,7 @@ class Harness:
     def _evaluate(self, tasks: Sequence[Task]) -> Mapping[str, list[dict[str, Any]]]:
         from lm_eval import evaluator
 
-        templated = self._settings.chat_template
-        if templated == "auto":
-            templated = bool(self.tokenizer.chat_template)
+        templated = self._settings.uses_template(bool(self.tokenizer.chat_template))
         results = evaluator.evaluate(
             self._lm,
             {"tasks": {task.task_name: task for task in tasks}},

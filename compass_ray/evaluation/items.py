@@ -16,7 +16,6 @@ import yaml
 from compass_ray.artifacts import Storage
 from compass_ray.corpora import atlas
 from compass_ray.corpora.stage import Part
-from compass_ray.records import to_rows
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -49,11 +48,7 @@ class Atlas:
         return {"atlas": atlas.VERSION}
 
     def build(self) -> list[Task]:
-        items = atlas.items([self.language])
-        read = to_rows(
-            items, format="global_mmlu", role="evaluation", language=None, source="atlas"
-        )
-        return [_task("atlas", read.rows)]
+        return [_task("atlas", atlas.item_rows([self.language]).rows)]
 
 
 def _task(name: str, items: pa.Table) -> Task:

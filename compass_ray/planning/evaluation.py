@@ -27,8 +27,8 @@ from compass_ray.evaluation.oneruler import templates
 from compass_ray.evaluation.oneruler.items import ANSWER_TOKENS
 from compass_ray.planning.reuse import Found
 from compass_ray.planning.training import Training
-from compass_ray.records import to_rows
 from compass_ray.resources import Cluster, WorkerShape
+from compass_ray.training.data import chat_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,14 +130,13 @@ def plan_scoring(
         passes = len(asked) * len(models)
         tasks.append(_told(task, list(asked.values()), passes, left, devices))
         waiting += left
-    known = [seconds for seconds in waiting if seconds is not None]
-    whole = len(known) == len(waiting)
-    wall = costs.side_by_side(known, places) + (costs.LAUNCH_SECONDS if known else 0)
+    known = _all_known(waiting)
+    starting = costs.LAUNCH_SECONDS if waiting else 0.0
     return Scoring(
         tasks=tuple(tasks),
         places=min(places, max(1, len(waiting))),
-        device_hours=sum(known) * devices / 3600 if whole else None,
-        wall_seconds=wall if whole else None,
+        device_hours=None if known is None else sum(known) * devices / 3600,
+        wall_seconds=None if known is None else starting + costs.side_by_side(known, places),
         assumption=_assumption(training, tasks, config.evaluation.batch_size),
     )
 
@@ -148,7 +147,7 @@ def _told(
     known = [work for work in asked if work.texts]
     texts = [group for work in known for group in work.texts]
     items = sum(work.items for work in known)
-    seconds = [second for second in left if second is not None]
+    seconds = _all_known(left)
     return TaskScoring(
         task=task,
         languages=len(asked),
@@ -157,8 +156,14 @@ def _told(
         written=max((group.written for group in texts), default=0),
         passes=passes,
         scored=passes - len(left),
-        device_hours=sum(seconds) * devices / 3600 if len(seconds) == len(left) else None,
+        device_hours=None if seconds is None else sum(seconds) * devices / 3600,
     )
+
+
+def _all_known(seconds: Sequence[float | None]) -> list[float] | None:
+    """Themselves; None where one of them is."""
+    known = [second for second in seconds if second is not None]
+    return known if len(known) == len(seconds) else None
 
 
 def _asked(
@@ -180,9 +185,8 @@ def _asked(
     if task == ATLAS:
         if language not in atlas.LANGUAGES:
             return None
-        made = atlas.items([language])
-        read = to_rows(made, format="global_mmlu", role="evaluation", language=None, source=task)
-        return _choices(config, read.rows, min(made.num_rows, limit), tokenizer)
+        made = atlas.item_rows([language]).rows
+        return _choices(config, made, min(made.num_rows, limit), tokenizer)
     if task == ONERULER:
         if language not in templates.languages():
             return None
@@ -206,19 +210,15 @@ def _choices(
     sample = sample_of(items, SAMPLED_ITEMS).select(["question", "options"]).to_pylist()
     if not sample:
         return Asked()
-    templated = config.evaluation.chat_template
-    if templated == "auto":
-        templated = bool(tokenizer.chat_template)
+    templated = config.evaluation.uses_template(bool(tokenizer.chat_template))
 
     def tokens(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
     def prompt(question: str) -> str:
         if not templated:
-            return question
-        turns = [{"role": "user", "content": question}]
-        if config.training.system_prompt:
-            turns.insert(0, {"role": "system", "content": config.training.system_prompt})
+            return f"{config.training.system_prompt or ''}{question}"
+        turns = chat_turns(question, config.training.system_prompt)
         shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return str(shown)
 

@@ -171,7 +171,7 @@ def _task(told: TaskScoring) -> list[str]:
         _count(told.read, certain=False),
         f"<={told.written:,}" if told.written else "-",
         f"{told.passes - told.scored:,}",
-        _hours(told.device_hours),
+        _hours(told.device_hours, at_most=told.written > 0),
     ]
 
 
@@ -207,8 +207,8 @@ def _time(plan: Plan) -> list[str]:
     return lines
 
 
-def _hours(hours: float | None) -> str:
-    return "?" if hours is None else f"~{hours:,.2f}"
+def _hours(hours: float | None, at_most: bool = False) -> str:
+    return "?" if hours is None else f"{'<=' if at_most else '~'}{hours:,.2f}"
 
 
 def _queue(plan: Plan) -> list[str]:

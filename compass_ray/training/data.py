@@ -67,15 +67,21 @@ def tokenise(
     return Tokenised(examples, truncated, without_response)
 
 
+def chat_turns(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
+    """What stands before the answer, as chat templates take it."""
+    user = [{"role": "user", "content": prompt}]
+    if system_prompt is not None:
+        user.insert(0, {"role": "system", "content": system_prompt})
+    return user
+
+
 def _render(
     prompt: str, response: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
 ) -> tuple[str, str]:
     if not tokenizer.chat_template:
         start = tokenizer.bos_token or ""
         return f"{start}{prompt}\n", f"{response}{tokenizer.eos_token or ''}"
-    user = [{"role": "user", "content": prompt}]
-    if system_prompt is not None:
-        user.insert(0, {"role": "system", "content": system_prompt})
+    user = chat_turns(prompt, system_prompt)
     context = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
     turn = [*user, {"role": "assistant", "content": response}]
     whole = tokenizer.apply_chat_template(turn, tokenize=False)

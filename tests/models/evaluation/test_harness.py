@@ -55,6 +55,7 @@ def test_scores_are_those_of_lm_eval_to_the_last_digit(
 ) -> None:
     settings = Evaluation(batch_size=4, num_fewshot=2, chat_template=False)
     harness = Harness(Training(model=str(tiny_model)), settings)
+    assert harness.precision == "float32"
     tasks = named.find("global_mmlu", "de", str(global_mmlu)).build()
     files = {split: str(global_mmlu / f"de/{split}.jsonl") for split in ("test", "dev")}
     expected = {

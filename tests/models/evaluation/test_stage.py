@@ -51,9 +51,14 @@ def test_rows_are_compared_with_the_items_of_the_corpora_alone() -> None:
     assert unchecked_tasks(made) == ["atlas", "global_mmlu"]
     made = build_config({**settings, "corpora": {"evaluation": [{"path": "atlas"}]}})
     assert unchecked_tasks(made) == ["global_mmlu"]
-    sets = [{"path": "hf:CohereLabs/Global-MMLU", "split": "test"}, {"path": "copies/MMLU-ProX/"}]
+    hub = {"path": "hf:CohereLabs/Global-MMLU@v1", "subset": "{language}", "split": "test"}
+    sets = [hub, {"path": "copies/MMLU-ProX/"}]
     settings["evaluation"] = {"tasks": ["global_mmlu_lite", "mmlu_prox", "mmlu_prox_lite"]}
     made = build_config({**settings, "corpora": {"evaluation": sets}})
     assert unchecked_tasks(made) == []
     made = build_config({**settings, "corpora": {"evaluation": sets[:1]}})
     assert unchecked_tasks(made) == ["mmlu_prox", "mmlu_prox_lite"]
+    # Other questions, one language's, and some of them.
+    for part in ({"split": "dev"}, {"subset": "en"}, {"rows": 10}, {"languages": ["de"]}):
+        made = build_config({**settings, "corpora": {"evaluation": [hub | part, sets[1]]}})
+        assert unchecked_tasks(made) == ["global_mmlu_lite"], part

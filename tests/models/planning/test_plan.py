@@ -14,10 +14,13 @@ import ray
 
 from compass_ray.config import ONERULER_TASKS, Config
 from compass_ray.errors import UserError
+from compass_ray.evaluation.harness import Harness
+from compass_ray.evaluation.items import Atlas
 from compass_ray.plan import format_plan, make_plan
+from compass_ray.planning import evaluation
 from compass_ray.planning.hardware import Hardware
 
-from .conftest import language, stage, stand_on
+from .conftest import LAPTOP, language, stage, stand_on
 
 GPU_NODE = Hardware("10.0.0.1:6379", 1, 16, 2, "NVIDIA L40S", 48_000_000_000, 128_000_000_000)
 
@@ -183,6 +186,9 @@ def test_options_are_read_one_by_one_and_answers_written_token_by_token(
     items, prox = plan.scoring.tasks
     # A question of one word before each of four options of one word.
     assert (items.languages, items.items, items.read, items.passes) == (1, 1, 8, 2)
+    # Four texts of two tokens: weights on each, and causal attention in two layers of 32.
+    reading = 2 * 4 * (2 * plan.training.size.parameters * 2 + 2 * 2 * 32 * 2**2)
+    assert items.device_hours == pytest.approx(reading / (0.4 * 362e12) / 3600)
     assert (prox.languages, prox.items, prox.written, prox.passes) == (2, 20, 2048, 4)
     # Eight of them at once: three batches, two layers.
     writing = 4 * 3 * 2048 * 2 * 8 / 314 / 32
@@ -194,8 +200,37 @@ def test_options_are_read_one_by_one_and_answers_written_token_by_token(
 
     half = make_plan(make(evaluation={**tasks, "limit": 1, "baseline": False})).scoring.tasks[1]
     assert (half.items, half.passes) == (14, 2), "one of each subject"
+    stand_on(monkeypatch, LAPTOP)
+    slow = make_plan(make(evaluation=tasks))
+    size = slow.training.size
+    # Each of 20 items of 2,000 tokens and 2,048 written ones, by one thread.
+    work = 2 * size.parameters * (2000 + 2048) + 2 * 2 * 32 * 2000**2
+    assert slow.scoring.tasks[1].device_hours == pytest.approx(4 * 20 * work / 0.08e12 / 3600)
     built_in = make_plan(make(evaluation={"tasks": ["atlas"]})).scoring.tasks[0]
     assert (built_in.languages, built_in.passes) == (2, 4) and built_in.device_hours
+
+
+@pytest.mark.parametrize("chat_template", ["auto", False])
+def test_what_the_model_reads_is_counted_as_it_reads_it(
+    make: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    chat_template: str | bool,
+) -> None:
+    settings = {"tasks": ["atlas"], "chat_template": chat_template}
+    training = {"model": str(tiny_model), "system_prompt": "Be brief."}
+    config = make(evaluation=settings, training=training)
+    monkeypatch.setattr(evaluation, "SAMPLED_ITEMS", 100)
+    (told,) = make_plan(config).scoring.tasks
+    harness = Harness(config.training, config.evaluation)
+    read = []
+    harness._lm._loglikelihood_tokens = lambda requests, **_: [
+        read.append(len(context) + len(option)) or (0.0, False) for _, context, option in requests
+    ]
+    for code in ("de", "sw"):
+        harness.score(Atlas(code).build(), None)
+    assert told.items == 100
+    assert told.read == pytest.approx(sum(read) / 200, rel=0.02)
 
 
 def test_long_texts_are_written_fewer_at_once(

@@ -19,6 +19,7 @@ from compass_ray.corpora import stage as records_stage
 from compass_ray.embedding import stage as embedding_stage
 from compass_ray.embedding.stage import embed
 from compass_ray.evaluation.items import Items
+from compass_ray.evaluation.stage import _fingerprint
 from compass_ray.plan import make_plan
 from compass_ray.records import SCHEMA
 from compass_ray.resources import Cluster, Node
@@ -87,7 +88,15 @@ def test_what_the_cache_holds_is_told_as_reused(make: Callable[..., Config]) -> 
     assert german.steps.tokens_per_epoch == 3 * 3 + 5 * 6
     assert plan.training.wall_seconds == swahili.seconds
 
+    assert told["evaluate"] == (0, 2)
+    # The base is scored once, whatever the budget of an adapter that is yet to come.
+    asked = Items(storage, "de", corpus.of("evaluation"))
+    artifacts.begin(storage, "evaluate", _fingerprint(config, "de", "items", asked, None)).commit()
+    evaluating = stage(make_plan(config), "evaluate")
+    assert (evaluating.reused, evaluating.computed) == (1, 1)
+
     other = make_plan(make(sampling={"budget": 31}))
+    assert stage(other, "evaluate").reused == 1
     assert (stage(other, "cluster").reused, stage(other, "sample").reused) == (1, 0)
 
 
